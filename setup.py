@@ -1,0 +1,312 @@
+"""Decides what can be built on this machine, drives CMake and Ninja, records the outcome.
+
+Sources and flags stand in CMakeLists.txt. The outcome goes to cfal_kernels/_lib/build.json, from
+where `cfal_kernels.explain` and `cfal_kernels.build_info` tell why an object is missing.
+
+Environment: CFAL_BUILD=auto|none|cpu|cuda, CFAL_TORCH_DIR (the torch package to build against,
+where the search does not find it), CXX, MAX_JOBS, and CFAL_CMAKE_ARGS (added to CMake's command).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "none", "cpu", "cuda")
+TORCH_CPU = "cfal_torch_cpu"
+NUMPY_DOOR = "_numpy_door"
+OLDEST_TORCH = (2, 10)
+GIB_PER_JOB = 2
+
+NO_TORCH = (
+    "no torch found at build time, so the fused torch operators were not built; install "
+    "torch>=2.10 first, then build again: pip install --force-reinstall --no-deps <this source>. "
+    "CFAL_TORCH_DIR=<site-packages>/torch names one that the search does not find"
+)
+NO_CUDA = (
+    "CFAL_BUILD=cuda: the CUDA operators come with the GPU kernels, which this release does not "
+    "hold yet; use auto or cpu"
+)
+
+
+def build_mode() -> str:
+    mode = os.environ.get("CFAL_BUILD") or "auto"
+    if mode not in MODES:
+        sys.exit(f"error: CFAL_BUILD={mode!r} is none of {', '.join(MODES)}")
+    if mode == "cuda":
+        sys.exit(f"error: {NO_CUDA}")
+    return mode
+
+
+def say(message: str) -> None:
+    print(f"cfal-kernels: {message}", file=sys.stderr, flush=True)
+
+
+def site_directories():
+    """Where packages of the target environment may lie.
+
+    An isolated build hides them from sys.path, but its interpreter is the target's: the scheme
+    paths still point at the target. Build tools that make an environment of their own (uv, build)
+    leave at most VIRTUAL_ENV or CONDA_PREFIX behind.
+    """
+    paths = sysconfig.get_paths()
+    yield from (paths["platlib"], paths["purelib"])
+    yield from site.getsitepackages()
+    in_venv = sys.prefix != sys.base_prefix
+    config = Path(sys.prefix, "pyvenv.cfg")
+    if in_venv and config.is_file():
+        shared = re.search(r"(?im)^include-system-site-packages\s*=\s*true", config.read_text())
+        if not shared:
+            yield from foreign_directories()
+            return
+        yield from site.getsitepackages([sys.base_prefix, sys.base_exec_prefix])
+    yield site.getusersitepackages()
+    yield from foreign_directories()
+
+
+def foreign_directories():
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        if prefix := os.environ.get(name):
+            yield from map(str, sorted(Path(prefix).glob("lib/python3*/site-packages")))
+            yield str(Path(prefix, "Lib", "site-packages"))
+
+
+def find_torch() -> tuple[Path | None, str]:
+    """The directory of torch and its version, or None and the reason; torch is not imported."""
+    if named := os.environ.get("CFAL_TORCH_DIR"):
+        candidates = [Path(named)]
+        if not Path(named, "version.py").is_file():
+            sys.exit(f"error: CFAL_TORCH_DIR={named} is not a directory of the torch package")
+    else:
+        spec = importlib.util.find_spec("torch")
+        candidates = [Path(spec.origin).parent] if spec and spec.origin else []
+        candidates += [Path(directory, "torch") for directory in site_directories()]
+    reason = NO_TORCH
+    for candidate in candidates:
+        try:
+            text = (candidate / "version.py").read_text()
+        except OSError:
+            continue
+        found = re.search(r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", text)
+        if found and (int(found[2]), int(found[3])) >= OLDEST_TORCH:
+            return candidate, found[1]
+        version = found[1] if found else "of unknown version"
+        reason = f"torch {version} is too old for the stable ABI; torch>=2.10 is needed"
+    return None, reason
+
+
+def find_program(name: str) -> str | None:
+    """A working program on PATH, or among the scripts of this interpreter (venv not activated)."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    for directory in path.split(os.pathsep):
+        program = shutil.which(name, path=directory)
+        # A shim of a version manager can be there and still fail.
+        if program and not subprocess.run([program, "--version"], capture_output=True).returncode:
+            return program
+    return None
+
+
+def find_compiler() -> tuple[str | None, str]:
+    """The C++ compiler, or None and the reason."""
+    if named := os.environ.get("CXX"):
+        if shutil.which(shlex.split(named)[0]):
+            return named, ""
+        return None, f"no C++ compiler: CXX={named} is not there"
+    for name in ("c++", "g++", "clang++", "cl"):
+        if shutil.which(name):
+            return name, ""
+    return None, "no C++ compiler found (looked for c++, g++, clang++ and $CXX)"
+
+
+def jobs() -> int:
+    """Compiler processes at once: the cores, MAX_JOBS, and what fits the memory, whichever is least."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted := os.environ.get("MAX_JOBS"):
+        if not wanted.isdigit() or int(wanted) < 1:
+            sys.exit(f"error: MAX_JOBS={wanted!r} is not a positive number")
+        count = min(count, int(wanted))
+    limits = []
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        limits.append(int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024)
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, TypeError, ValueError):
+        pass  # not Linux, or no limit ("max")
+    return max(1, min([count] + [limit // (GIB_PER_JOB << 30) for limit in limits]))
+
+
+class BuildFailed(Exception):
+    """Carries the one line that says why."""
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(shlex.join(command), done.stdout, sep="\n", flush=True)
+    if done.returncode:
+        lines = done.stdout.splitlines()
+        errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
+        # CMake prints the text of an error below the line that says so.
+        if errors and errors[0].startswith("CMake Error"):
+            errors = [errors[0], *(line for line in lines[lines.index(errors[0]) + 1 :] if line)][:2]
+        reason = " ".join(" ".join(errors[:2] or lines[-1:]).split())
+        raise BuildFailed(reason or f"{command[0]} exited with {done.returncode}")
+
+
+class NativeBuild:
+    """One run of CMake: what is wanted, what came out, and why the rest did not."""
+
+    def __init__(self, mode: str, version: str, work: Path):
+        self.work = work
+        self.wanted: list[str] = []
+        self.record = {
+            "version": version,
+            "mode": mode,
+            "objects": {},
+            "reasons": {},
+            "compiler": None,
+            "flags": None,
+            "isa": [],
+            "torch_headers": None,
+            "python": sysconfig.get_platform() + " " + sys.version.split()[0],
+        }
+        self.arguments = ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+        self.cmake = ""
+
+    def plan(self) -> None:
+        """Fills `wanted`; whatever cannot be built here gets its reason."""
+        reasons = self.record["reasons"]
+        if self.record["mode"] == "none":
+            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = "CFAL_BUILD=none"
+            return
+        compiler, reason = find_compiler()
+        cmake = find_program("cmake")
+        if compiler and not cmake:
+            reason = "no CMake found; pip install cmake ninja"
+        if reason:
+            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = reason
+            return
+        self.cmake = cmake
+        self.arguments.append(f"-DCMAKE_CXX_COMPILER={shutil.which(compiler) or compiler}")
+        if ninja := find_program("ninja"):
+            self.arguments += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        torch, note = find_torch()
+        if torch:
+            self.record["torch_headers"] = note
+            self.want(TORCH_CPU, "-DCFAL_TORCH_CPU=ON", f"-DCFAL_TORCH_DIR={torch}")
+        else:
+            reasons[TORCH_CPU] = note
+        if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+            reasons[NUMPY_DOOR] = "no Python.h; install the headers of Python (python3-dev)"
+        elif importlib.util.find_spec("pybind11") is None:
+            reasons[NUMPY_DOOR] = "no pybind11; pip install pybind11"
+        else:
+            import pybind11
+
+            self.want(
+                NUMPY_DOOR, "-DCFAL_NUMPY_DOOR=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
+            )
+        self.arguments += shlex.split(os.environ.get("CFAL_CMAKE_ARGS", ""))
+
+    def want(self, target: str, *arguments: str) -> None:
+        self.wanted.append(target)
+        self.arguments += arguments
+
+    def run(self, destination: Path) -> None:
+        """Builds what is wanted and installs it into `destination`, with the record beside it."""
+        shutil.rmtree(destination, ignore_errors=True)
+        destination.mkdir(parents=True)
+        if self.wanted:
+            try:
+                self.configure()
+            except BuildFailed as failure:
+                self.record["reasons"].update(dict.fromkeys(self.wanted, str(failure)))
+            else:
+                self.record.update(json.loads((self.work / "facts.json").read_text()))
+                for target in self.compile():
+                    run([self.cmake, "--install", str(self.work), "--component", target, "--strip",
+                         "--prefix", str(destination)])  # fmt: skip
+                    [library] = (p for p in destination.iterdir() if p.name.startswith(target))
+                    self.record["objects"][target] = library.name
+        text = json.dumps(self.record, indent=2) + "\n"
+        (destination / "build.json").write_text(text)
+
+    def configure(self) -> None:
+        command = [self.cmake, "-S", str(ROOT), "-B", str(self.work), *self.arguments]
+        try:
+            run(command)
+        except BuildFailed:
+            # A cache made by another CMake, generator or compiler: start afresh, once.
+            if not (self.work / "CMakeCache.txt").is_file():
+                raise
+            shutil.rmtree(self.work)
+            run(command)
+
+    def compile(self) -> list[str]:
+        """The targets that were built; one that fails does not take the others with it."""
+        command = [self.cmake, "--build", str(self.work), "--parallel", str(jobs()), "--target"]
+        try:
+            run([*command, *self.wanted])
+            return self.wanted
+        except BuildFailed:
+            built = []
+        for target in self.wanted:
+            try:
+                run([*command, target])
+                built.append(target)
+            except BuildFailed as failure:
+                self.record["reasons"][target] = f"did not compile: {failure}"
+        return built
+
+    def check(self) -> None:
+        """Says what is missing; ends the build where CFAL_BUILD asked for it."""
+        reasons, mode = self.record["reasons"], self.record["mode"]
+        if mode == "none":
+            return
+        for target, reason in reasons.items():
+            say(f"{target} was not built: {reason}")
+        if mode == "cpu" and (TORCH_CPU in reasons or set(reasons) & set(self.wanted)):
+            missing = TORCH_CPU if TORCH_CPU in reasons else NUMPY_DOOR
+            sys.exit(f"error: CFAL_BUILD=cpu, but {missing} was not built: {reasons[missing]}")
+        if reasons:
+            say("the install goes on without; `python -m cfal_kernels.info` repeats the reasons")
+
+
+class BuildPackage(build_py):
+    """Copies the Python files, then builds the objects beside them."""
+
+    def run(self) -> None:
+        build = self.get_finalized_command("build")
+        if not self.editable_mode:
+            # build/lib outlives a build: a file deleted from the source would still be packed.
+            for package in ("cfal_kernels", "cfal_experiments"):
+                shutil.rmtree(Path(self.build_lib, package), ignore_errors=True)
+        super().run()
+        base = ROOT if self.editable_mode else Path(self.build_lib)
+        work = Path(build.build_base, f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+        native = NativeBuild(build_mode(), self.distribution.get_version(), work.resolve())
+        native.plan()
+        native.run(base / "cfal_kernels" / "_lib")
+        native.check()
+
+
+class BinaryDistribution(Distribution):
+    """A wheel with compiled objects serves one platform and, for the NumPy door, one Python."""
+
+    def has_ext_modules(self) -> bool:
+        return build_mode() != "none" and find_compiler()[0] is not None
+
+
+setup(distclass=BinaryDistribution, cmdclass={"build_py": BuildPackage})
