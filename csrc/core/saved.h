@@ -1,0 +1,61 @@
+// Layout of the one buffer that the forward saves and the backward reads, in elements of the
+// compute type. Its length is a function of shapes alone, so that a fake kernel can state it
+// (cfal_kernels/ops.py mirrors saved_numel).
+#pragma once
+
+#include <cstdint>
+
+#include "problem.h"
+
+namespace cfal {
+
+// Memory that the many-prototype regime may use whatever the shape, in elements of the compute
+// type.
+constexpr int64_t kCacheBudget = int64_t{1}
+                                 << 22;  // active affinities kept from forward to backward
+constexpr int64_t kScratchBudget = int64_t{1}
+                                   << 21;  // affinities of the rows at hand when they are not kept
+constexpr int64_t kPairsBudget = int64_t{1} << 20;  // [K, K] or [D, D] matrix of the diversity term
+constexpr int64_t kRowBlock = 64;                   // rows of one matrix product
+
+// Few prototypes: [B + K, K + 1]. Row i < B: coefficients c_i0 .. c_i,K-1, then dl_i/dR. Row B + j:
+// the coefficients (4 / P) (D_jk - mu) of prototype j against prototype k: the diversity term pulls
+// a prototype as a sample does.
+struct FewLayout {
+  int64_t B, K;
+  int64_t stride() const { return K + 1; }
+  int64_t numel() const { return (B + K) * stride(); }
+  int64_t pairs_offset() const { return B * stride(); }
+};
+
+// Many prototypes: [kept rows, K] active affinities | [kept rows, 4] row state | R | pair or moment
+// matrix, if kept.
+struct ManyLayout {
+  static constexpr int64_t kRowState = 4;
+  int64_t B, K, D;
+
+  // A whole number of row blocks, so that kept and recomputed rows fall into the same matrix
+  // products.
+  int64_t kept_rows() const {
+    const int64_t rows = kCacheBudget / K / kRowBlock * kRowBlock;
+    return rows < B ? rows : B;
+  }
+  // K <= D: differences of all pairs. K > D: the closed form on the D x D moment matrix, which then
+  // has no cancellation (more than D + 1 points cannot be equidistant).
+  bool by_pairs() const { return K <= D; }
+  int64_t matrix_side() const { return by_pairs() ? K : D; }
+  bool keeps_matrix() const { return matrix_side() * matrix_side() <= kPairsBudget; }
+  int64_t row_state_offset() const { return kept_rows() * K; }
+  int64_t scalars_offset() const { return row_state_offset() + kept_rows() * kRowState; }
+  int64_t matrix_offset() const { return scalars_offset() + 1; }
+  int64_t numel() const {
+    return matrix_offset() + (keeps_matrix() ? matrix_side() * matrix_side() : 0);
+  }
+};
+
+inline int64_t saved_numel(const Problem& p) {
+  return p.regime == Regime::kFew ? FewLayout{p.B, p.K()}.numel()
+                                  : ManyLayout{p.B, p.K(), p.D}.numel();
+}
+
+}  // namespace cfal

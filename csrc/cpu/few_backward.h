@@ -1,0 +1,238 @@
+// Few prototypes, backward. With e_ij = g_i c_ij for the upstream gradient g,
+//   grad_f_i = -sum_j e_ij (f_i - w_j),   grad_w_j = sum_i e_ij (f_i - w_j) + G sum_k E_jk (w_j -
+//   w_k),   G = sum_i g_i dl_i/dR.
+// A task owns a tile of columns and a chunk of rows: it writes its part of grad_f and keeps grad_w
+// in cache, so there is nothing to synchronise and one fixed order of additions.
+#pragma once
+
+#include "../core/saved.h"
+#include "pack.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace cfal {
+namespace CFAL_ISA {
+
+constexpr int64_t kFlushRows = 128;  // rows summed in T before they are added up in double
+constexpr int64_t kTaskTarget = 64;  // tasks wanted, whatever the number of threads
+constexpr int64_t kChunkRows = 512;  // rows that a chunk has at least
+
+// Columns of a tile: the tiles of w and grad_w fit the L1 cache together.
+template <class T>
+inline int64_t tile_columns(int64_t K) {
+  const int64_t columns = 24576 / (2 * K * static_cast<int64_t>(sizeof(T)));
+  if (columns >= 256) return 256;
+  return columns < 64 ? 64 : columns / 64 * 64;
+}
+
+// R rows: f, gf [R, n]; e [R, K]; w, gw [K, n] at stride ldw. gf is written, gw added to; either
+// may be left out.
+template <class T, int R, bool kFeatures, bool kPrototypes>
+inline void pull(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K, int64_t n,
+                 T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
+  for (int64_t d = 0; d < n; d += kLanes<T>) {
+    const bool full = d + kLanes<T> <= n;
+    Vec<T> fr[R], sum[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      fr[r] = full ? load(f + r * ldf + d) : load_first(f + r * ldf + d, n - d);
+      sum[r] = Vec<T>{};
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      const Vec<T> wk = full ? load(w + k * ldw + d) : load_first(w + k * ldw + d, n - d);
+      Vec<T> gk = kPrototypes ? load(gw + k * ldgw + d) : Vec<T>{};
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> difference = fr[r] - wk;
+        if (kFeatures) sum[r] -= e[r * K + k] * difference;
+        if (kPrototypes) gk += e[r * K + k] * difference;
+      }
+      if (kPrototypes) store(gw + k * ldgw + d, gk);
+    }
+    if (kFeatures) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        if (full)
+          store(gf + r * ldgf + d, sum[r]);
+        else
+          store_first(gf + r * ldgf + d, sum[r], n - d);
+      }
+    }
+  }
+}
+
+template <class T, bool kFeatures, bool kPrototypes>
+inline void pull_rows(int64_t rows, const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw,
+                      int64_t K, int64_t n, T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
+  switch (rows) {
+    case 1:
+      return pull<T, 1, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
+    case 2:
+      return pull<T, 2, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
+    case 3:
+      return pull<T, 3, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
+    default:
+      return pull<T, 4, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
+  }
+}
+
+template <class T>
+class FewBackward {
+ public:
+  FewBackward(const Problem& p, const UpstreamView& upstream, const T* saved, void* grad_features,
+              void* grad_prototypes)
+      : p_(p),
+        upstream_(upstream),
+        layout_{p.B, p.K()},
+        saved_(saved),
+        grad_features_(grad_features),
+        grad_prototypes_(grad_prototypes),
+        prototypes_(p),
+        tile_(tile_columns<T>(p.K()) < p.D ? tile_columns<T>(p.K()) : p.D),
+        tiles_((p.D + tile_ - 1) / tile_) {
+    const int64_t wanted = kTaskTarget / tiles_, possible = p.B / kChunkRows;
+    chunks_ = wanted < possible ? wanted : possible;
+    if (chunks_ < 1) chunks_ = 1;
+  }
+
+  void run(const Runtime& runtime) {
+    const int64_t K = p_.K(), D = p_.D;
+    if (grad_prototypes_ != nullptr) {
+      totals_.resize(chunks_ * K * D);
+      diversity_slope_ = 0.0;
+      if (p_.has_diversity())
+        for (int64_t i = 0; i < p_.B; ++i)
+          if (p_.target_at(i) != p_.ignore_index)
+            diversity_slope_ += upstream_.at(i) * saved_[i * layout_.stride() + K];
+    }
+    const int64_t rows = (p_.B + chunks_ - 1) / chunks_;
+    parallel(runtime, tiles_ * chunks_, rows * K * tile_ * 2, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task / tiles_ * rows,
+                      last = first + rows < p_.B ? first + rows : p_.B;
+        run_task(first, last, task % tiles_ * tile_, task / tiles_);
+      }
+    });
+    if (grad_prototypes_ != nullptr)
+      parallel(runtime, tiles_, (chunks_ + K) * K * tile_, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; ++tile) finish_prototypes(tile * tile_);
+      });
+  }
+
+ private:
+  // Rows [first, last), columns from `column` on; grad_w goes to totals [chunk].
+  void run_task(int64_t first, int64_t last, int64_t column, int64_t chunk) {
+    const int64_t K = p_.K(), D = p_.D, n = D - column < tile_ ? D - column : tile_;
+    const int64_t padded = (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    FeatureRows<T> features(p_, kTileRowsBackward, tile_);
+    Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * padded),
+        local(grad_prototypes_ ? K * padded : 0);
+    double* total = grad_prototypes_ ? totals_.get() + chunk * K * D + column : nullptr;
+    const bool direct = p_.features.dtype == dtype_of<T>();
+    if (total != nullptr) {
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t d = 0; d < n; ++d) total[k * D + d] = 0.0;
+      for (int64_t k = 0; k < K * padded; ++k) local[k] = T{0};
+    }
+    int64_t pending = 0;
+    for (int64_t i = first; i < last; i += kTileRowsBackward) {
+      const int64_t rows = last - i < kTileRowsBackward ? last - i : kTileRowsBackward;
+      T* gf = grad_features_ == nullptr
+                  ? nullptr
+                  : (direct ? static_cast<T*>(grad_features_) + i * D + column : out.get());
+      const int64_t ldgf = direct ? D : padded;
+      if (scale_coefficients(i, rows, e.get())) {
+        const T* f = features.rows(i, rows, column, n);
+        const T* w = prototypes_.get() + column;
+        if (gf != nullptr && total != nullptr)
+          pull_rows<T, true, true>(rows, f, features.ld(), e.get(), w, D, K, n, gf, ldgf,
+                                   local.get(), padded);
+        else if (gf != nullptr)
+          pull_rows<T, true, false>(rows, f, features.ld(), e.get(), w, D, K, n, gf, ldgf, nullptr,
+                                    0);
+        else if (total != nullptr)
+          pull_rows<T, false, true>(rows, f, features.ld(), e.get(), w, D, K, n, nullptr, 0,
+                                    local.get(), padded);
+      } else if (gf != nullptr) {
+        for (int64_t r = 0; r < rows; ++r)
+          __builtin_memset(gf + r * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
+      }
+      if (gf != nullptr && !direct)
+        for (int64_t r = 0; r < rows; ++r)
+          write_row(grad_features_, p_.features.dtype, (i + r) * D + column, n, gf + r * ldgf);
+      pending += rows;
+      if (total != nullptr && (pending >= kFlushRows || i + rows >= last)) {
+        flush(local.get(), padded, K, n, total);
+        pending = 0;
+      }
+    }
+  }
+
+  // e = g c for `rows` rows; false if all of it is 0 (inactive or ignored rows: their gradient is
+  // exactly 0).
+  bool scale_coefficients(int64_t i, int64_t rows, T* e) const {
+    const int64_t K = p_.K();
+    bool any = false;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* c = saved_ + (i + r) * layout_.stride();
+      const bool ignored = p_.target_at(i + r) == p_.ignore_index;
+      const T g = ignored ? T{0} : static_cast<T>(upstream_.at(i + r));
+      for (int64_t k = 0; k < K; ++k) {
+        e[r * K + k] = ignored ? T{0} : g * c[k];
+        any |= e[r * K + k] != T{0};
+      }
+    }
+    return any;
+  }
+
+  void flush(T* local, int64_t padded, int64_t K, int64_t n, double* total) const {
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t d = 0; d < n; ++d) {
+        total[k * p_.D + d] += local[k * padded + d];
+        local[k * padded + d] = T{0};
+      }
+  }
+
+  // Adds the chunks in order, then the diversity term, for the columns of one tile.
+  void finish_prototypes(int64_t column) {
+    const int64_t K = p_.K(), D = p_.D, n = D - column < tile_ ? D - column : tile_;
+    Scratch<T> out(n);
+    Scratch<double> sum(n);
+    const T* pairs = saved_ + layout_.pairs_offset();
+    for (int64_t j = 0; j < K; ++j) {
+      for (int64_t d = 0; d < n; ++d) sum[d] = 0.0;
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        const double* total = totals_.get() + (chunk * K + j) * D + column;
+        for (int64_t d = 0; d < n; ++d) sum[d] += total[d];
+      }
+      if (p_.has_diversity()) {
+        const T* wj = prototypes_.row(j) + column;
+        for (int64_t k = 0; k < K; ++k) {
+          const double coefficient = diversity_slope_ * pairs[j * layout_.stride() + k];
+          const T* wk = prototypes_.row(k) + column;
+          if (coefficient != 0.0)
+            for (int64_t d = 0; d < n; ++d)
+              sum[d] += coefficient * (static_cast<double>(wj[d]) - wk[d]);
+        }
+      }
+      for (int64_t d = 0; d < n; ++d) out[d] = static_cast<T>(sum[d]);
+      write_row(grad_prototypes_, p_.prototypes_dtype, j * D + column, n, out.get());
+    }
+  }
+
+  static constexpr int64_t kTileRowsBackward = 4;
+  const Problem& p_;
+  const UpstreamView& upstream_;
+  const FewLayout layout_;
+  const T* saved_;
+  void* grad_features_;
+  void* grad_prototypes_;
+  const PrototypeRows<T> prototypes_;
+  const int64_t tile_, tiles_;
+  int64_t chunks_;
+  Scratch<double> totals_;  // [chunks, K, D]
+  double diversity_slope_ = 0.0;
+};
+
+}  // namespace CFAL_ISA
+}  // namespace cfal

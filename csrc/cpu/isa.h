@@ -1,0 +1,24 @@
+// The entry points of each instruction set that the build compiled (CFAL_X86_VARIANTS is set by
+// CMakeLists.txt on x86-64).
+#pragma once
+
+#include "cfal.h"
+
+#define CFAL_DECLARE_ISA(ISA)                                                                    \
+  namespace cfal {                                                                               \
+  namespace ISA {                                                                                \
+  void forward(const Problem& problem, int64_t counted_rows, const Runtime& runtime, void* loss, \
+               void* saved);                                                                     \
+  void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,     \
+                const void* saved, const Runtime& runtime, void* grad_features,                  \
+                void* grad_prototypes);                                                          \
+  }                                                                                              \
+  }
+
+CFAL_DECLARE_ISA(baseline)
+#if defined(CFAL_X86_VARIANTS)
+CFAL_DECLARE_ISA(avx2)
+CFAL_DECLARE_ISA(avx512)
+#endif
+
+#undef CFAL_DECLARE_ISA

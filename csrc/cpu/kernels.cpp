@@ -1,0 +1,55 @@
+// The kernels for one instruction set: this file is compiled once for each, with CFAL_ISA naming
+// the namespace.
+#include "few_backward.h"
+#include "few_forward.h"
+#include "isa.h"
+#include "many_backward.h"
+#include "many_forward.h"
+
+namespace cfal {
+namespace CFAL_ISA {
+namespace {
+
+template <class T>
+void forward_as(const Problem& p, int64_t counted_rows, const Runtime& runtime, void* loss,
+                void* saved) {
+  T* const typed_loss = static_cast<T*>(loss);
+  T* const typed_saved = static_cast<T*>(saved);
+  if (p.regime == Regime::kFew)
+    few_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
+  else
+    many_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
+}
+
+template <class T>
+void backward_as(const Problem& p, int64_t counted_rows, const UpstreamView& grad_loss,
+                 const void* saved, const Runtime& runtime, void* grad_features,
+                 void* grad_prototypes) {
+  const T* const typed = static_cast<const T*>(saved);
+  if (p.regime == Regime::kFew)
+    FewBackward<T>(p, grad_loss, typed, grad_features, grad_prototypes).run(runtime);
+  else
+    ManyBackward<T>(p, counted_rows, grad_loss, typed, grad_features, grad_prototypes).run(runtime);
+}
+
+}  // namespace
+
+void forward(const Problem& p, int64_t counted_rows, const Runtime& runtime, void* loss,
+             void* saved) {
+  if (computes_in_double(p))
+    forward_as<double>(p, counted_rows, runtime, loss, saved);
+  else
+    forward_as<float>(p, counted_rows, runtime, loss, saved);
+}
+
+void backward(const Problem& p, int64_t counted_rows, const UpstreamView& grad_loss,
+              const void* saved, const Runtime& runtime, void* grad_features,
+              void* grad_prototypes) {
+  if (computes_in_double(p))
+    backward_as<double>(p, counted_rows, grad_loss, saved, runtime, grad_features, grad_prototypes);
+  else
+    backward_as<float>(p, counted_rows, grad_loss, saved, runtime, grad_features, grad_prototypes);
+}
+
+}  // namespace CFAL_ISA
+}  // namespace cfal

@@ -1,0 +1,55 @@
+// parallel_for over the runtime's callback, with the grain from an estimate of the work.
+#pragma once
+
+#include "runtime.h"
+
+#ifndef CFAL_ISA
+#define CFAL_ISA baseline
+#endif
+
+namespace cfal {
+namespace CFAL_ISA {
+
+// Multiply-adds below which a second thread costs more than it brings (about 10 us of one core).
+constexpr int64_t kWorkPerThread = 400'000;
+
+// body(begin, end) on ranges that cover [0, tasks); work_per_task in multiply-adds.
+template <class Body>
+void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, const Body& body) {
+  if (tasks <= 0) return;
+  const int64_t grain = work_per_task >= kWorkPerThread
+                            ? 1
+                            : kWorkPerThread / (work_per_task > 0 ? work_per_task : 1) + 1;
+  if (tasks <= grain) {
+    body(int64_t{0}, tasks);
+    return;
+  }
+  runtime.parallel_for(
+      tasks, grain,
+      [](int64_t begin, int64_t end, void* context) {
+        (*static_cast<const Body*>(context))(begin, end);
+      },
+      const_cast<Body*>(&body));
+}
+
+// The same for tasks that multiply matrices: always inside the runtime's parallel region, where its
+// products run on the calling thread alone, also when there is one task (a second, empty one opens
+// the region).
+template <class Body>
+void parallel_products(const Runtime& runtime, int64_t tasks, const Body& body) {
+  if (tasks <= 0) return;
+  struct Context {
+    const Body* body;
+    int64_t tasks;
+  } context{&body, tasks};
+  runtime.parallel_for(
+      tasks < 2 ? 2 : tasks, 1,
+      [](int64_t begin, int64_t end, void* pointer) {
+        const Context& c = *static_cast<const Context*>(pointer);
+        for (int64_t task = begin; task < end && task < c.tasks; ++task) (*c.body)(task);
+      },
+      &context);
+}
+
+}  // namespace CFAL_ISA
+}  // namespace cfal

@@ -1,0 +1,149 @@
+// Vectors of one register of the instruction set this file is compiled for, through the compilers'
+// vector extensions: plain operators, no intrinsics, any architecture. a * b + c contracts to one
+// fused multiply-add where the target has it.
+#pragma once
+
+#include <cstdint>
+
+#ifndef CFAL_ISA
+#define CFAL_ISA baseline
+#endif
+
+namespace cfal {
+namespace CFAL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t integer __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t integer __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+using IntVec = typename VectorOf<T>::integer;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The first n lanes; the others are 0, so that a tail runs through the same arithmetic as a full
+// register.
+template <class T>
+inline Vec<T> load_first(const T* p, int64_t n) {
+  T lanes[kLanes<T>] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <class T>
+inline void store_first(T* p, Vec<T> v, int64_t n) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// Sum of the lanes in double, halving in a fixed order.
+template <class T>
+inline double sum_lanes(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  double d[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) d[i] = lanes[i];
+  for (int n = kLanes<T> / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) d[i] += d[i + n];
+  return d[0];
+}
+
+template <class V>
+inline V bits_as(const auto& from) {
+  static_assert(sizeof(V) == sizeof(from));
+  V to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Constants of exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2, with ln 2 split in two
+// so that n * high is exact.
+template <class T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kRound =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr float kLowest = -104.0f;  // exp is 0 below
+  static constexpr int kMantissa = 23, kBias = 127, kTerms = 8;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLog2e = 1.4426950408889634, kLn2High = 6.93147180369123816490e-01,
+                          kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kLowest = -746.0;
+  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 14;
+};
+
+// exp(x) for x <= 0 (and NaN), within 2 units in the last place, gradual underflow included.
+template <class T>
+inline Vec<T> exp_nonpositive(Vec<T> x) {
+  using K = ExpConstants<T>;
+  using I = IntVec<T>;
+  constexpr T kInverseFactorial[14] = {1.0,
+                                       1.0,
+                                       1.0 / 2,
+                                       1.0 / 6,
+                                       1.0 / 24,
+                                       1.0 / 120,
+                                       1.0 / 720,
+                                       1.0 / 5040,
+                                       1.0 / 40320,
+                                       1.0 / 362880,
+                                       1.0 / 3628800,
+                                       1.0 / 39916800,
+                                       1.0 / 479001600,
+                                       1.0 / 6227020800.0};
+  const Vec<T> lowest = Vec<T>{} + K::kLowest;
+  x = x < lowest ? lowest : x;  // NaN compares false and stays
+  const Vec<T> shifted = x * K::kLog2e + K::kRound;
+  const Vec<T> n = shifted - K::kRound;
+  const Vec<T> r = (x - n * K::kLn2High) - n * K::kLn2Low;
+  Vec<T> poly = Vec<T>{} + kInverseFactorial[K::kTerms - 1];
+#pragma GCC unroll 16
+  for (int i = K::kTerms - 2; i >= 0; --i) poly = poly * r + kInverseFactorial[i];
+  // 2^n in two factors, since n reaches below the smallest normal exponent.
+  const I exponent = bits_as<I>(shifted) - bits_as<I>(Vec<T>{} + K::kRound);
+  const I half = exponent >> 1;
+  const Vec<T> first = bits_as<Vec<T>>((half + K::kBias) << K::kMantissa);
+  const Vec<T> second = bits_as<Vec<T>>((exponent - half + K::kBias) << K::kMantissa);
+  return poly * first * second;
+}
+
+}  // namespace CFAL_ISA
+}  // namespace cfal

@@ -1,0 +1,125 @@
+// The CPU implementations of torch.ops.cfal: allocate outputs, lend torch's threads and BLAS to the
+// kernels, call them.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "../cpu/cfal.h"
+#include "problem.h"
+
+namespace cfal::torch_door {
+namespace {
+
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  int64_t strides[3] = {1, 1, 1};
+  const int64_t* size = sizes.begin();
+  const auto dim = static_cast<int64_t>(sizes.size());
+  for (int64_t d = dim - 2; d >= 0; --d)
+    strides[d] = strides[d + 1] * (size[d + 1] > 0 ? size[d + 1] : 1);
+  AtenTensorHandle handle;
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, size, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// A view of memory that the kernels own, for one matrix product.
+template <class T>
+Tensor matrix(const T* data, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+  const int64_t sizes[2] = {rows, cols}, strides[2] = {row_stride, col_stride};
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      const_cast<T*>(data), 2, sizes, strides, 0,
+      sizeof(T) == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+template <class T>
+void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const T* a, int64_t lda,
+          const T* b, int64_t ldb, double beta, T* c, int64_t ldc) {
+  const Tensor left = ta ? matrix(a, m, k, 1, lda) : matrix(a, m, k, lda, 1);
+  const Tensor right = tb ? matrix(b, k, n, 1, ldb) : matrix(b, k, n, ldb, 1);
+  const Tensor out = matrix(c, m, n, ldc, 1);
+  // Straight to the CPU kernel: no autograd or dispatch state is looked up, which threads of a pool
+  // would not share.
+  if (alpha == 1.0 && beta == 0.0) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
+  } else {
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, alpha));
+  }
+}
+
+void parallel_for(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                  void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, tasks, grain, body, context));
+}
+
+const Runtime kRuntime = {&parallel_for, &gemm<float>, &gemm<double>};
+
+ScalarType compute_type(const Problem& p) {
+  return computes_in_double(p) ? ScalarType::Double : ScalarType::Float;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor features, const Tensor prototypes,
+                                   const Tensor target, const std::optional<Tensor> class_weights,
+                                   double sigma, double margin, double gamma,
+                                   double diversity_weight, bool detach_focal, int64_t reduction,
+                                   int64_t ignore_index, int64_t regime, bool save) {
+  const Problem p = make_problem(
+      features, prototypes, target, class_weights,
+      {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
+  const int64_t counted = count_rows(p);
+  const ScalarType type = compute_type(p);
+  Tensor loss = p.reduction == Reduction::kNone ? empty({p.B}, type) : empty({}, type);
+  Tensor saved = empty({save ? saved_numel(p) : 0}, type);
+  cfal::forward(p, counted, kRuntime, loss.mutable_data_ptr(),
+                save ? saved.mutable_data_ptr() : nullptr);
+  return {loss, saved};
+}
+
+std::tuple<Tensor, Tensor> backward(const Tensor grad_loss, const Tensor saved,
+                                    const Tensor features, const Tensor prototypes,
+                                    const Tensor target, const std::optional<Tensor> class_weights,
+                                    double sigma, double margin, double gamma,
+                                    double diversity_weight, bool detach_focal, int64_t reduction,
+                                    int64_t ignore_index, int64_t regime, bool need_features,
+                                    bool need_prototypes) {
+  const Problem p = make_problem(
+      features, prototypes, target, class_weights,
+      {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
+  const int64_t counted = count_rows(p);
+  const ScalarType type = compute_type(p);
+  STD_TORCH_CHECK(saved.dim() == 1 && saved.size(0) == saved_numel(p) &&
+                      saved.scalar_type() == type && saved.is_contiguous(),
+                  "cfal: saved does not belong to these inputs");
+  const bool per_row = p.reduction == Reduction::kNone;
+  STD_TORCH_CHECK(grad_loss.dim() == (per_row ? 1 : 0) && (!per_row || grad_loss.size(0) == p.B),
+                  "cfal: grad_loss must have the shape of the loss");
+  const DType grad_type = dtype_of(grad_loss, "grad_loss");
+  STD_TORCH_CHECK(grad_type == DType::kFloat32 || grad_type == DType::kFloat64,
+                  "cfal: grad_loss must be float32 or float64");
+  const UpstreamView upstream{grad_loss.const_data_ptr(), grad_type,
+                              per_row ? grad_loss.stride(0) : 0};
+  Tensor grad_features = need_features ? empty({p.B, p.D}, features.scalar_type())
+                                       : empty({0}, features.scalar_type());
+  Tensor grad_prototypes = need_prototypes ? empty({p.C, p.M, p.D}, prototypes.scalar_type())
+                                           : empty({0}, prototypes.scalar_type());
+  cfal::backward(p, counted, upstream, saved.const_data_ptr(), kRuntime,
+                 need_features ? grad_features.mutable_data_ptr() : nullptr,
+                 need_prototypes ? grad_prototypes.mutable_data_ptr() : nullptr);
+  return {grad_features, grad_prototypes};
+}
+
+}  // namespace
+}  // namespace cfal::torch_door
+
+STABLE_TORCH_LIBRARY_IMPL(cfal, CPU, m) {
+  m.impl("forward", TORCH_BOX(&cfal::torch_door::forward));
+  m.impl("backward", TORCH_BOX(&cfal::torch_door::backward));
+}

@@ -1,0 +1,18 @@
+// The operators' schemas, one definition for every device. Ops carry the same names in csrc/cpu,
+// csrc/cuda and cfal_kernels/ops.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(cfal, m) {
+  m.def(
+      "forward(Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights, float "
+      "sigma, float margin, "
+      "float gamma, float diversity_weight, bool detach_focal, int reduction, int ignore_index, "
+      "int regime, bool save) "
+      "-> (Tensor loss, Tensor saved)");
+  m.def(
+      "backward(Tensor grad_loss, Tensor saved, Tensor features, Tensor prototypes, Tensor target, "
+      "Tensor? class_weights, float sigma, float margin, float gamma, float diversity_weight, bool "
+      "detach_focal, "
+      "int reduction, int ignore_index, int regime, bool need_features, bool need_prototypes) "
+      "-> (Tensor grad_features, Tensor grad_prototypes)");
+}
