@@ -1,0 +1,146 @@
+"""What the demo does once its options are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import cfal_kernels as cfal
+from cfal_experiments import report, tasks
+from cfal_experiments.comparison import Task, build_system, run
+from cfal_experiments.data.batches import Normalisation, batches
+from cfal_experiments.progress import bar
+from cfal_experiments.timing import interleaved_medians
+from cfal_experiments.training import Recipe
+
+
+def run_demo(
+    folder: Path | None, seeds: int | None, epochs: int | None, threads: int, max_patches: int
+) -> None:
+    """Train every loss of a task with several seeds; print the scores and the time per step.
+
+    Raises:
+        InputError: `folder` holds nothing to learn from.
+    """
+    torch.set_num_threads(threads)
+    task = tasks.digits_task() if folder is None else tasks.load_idc_task(folder, max_patches)
+    if epochs is not None:
+        task = dataclasses.replace(task, budget=dataclasses.replace(task.budget, epochs=epochs))
+    count = seeds or task.seeds
+    print(describe(task), flush=True)
+    scores = compare(task, count)
+    print("\n" + report.comparison(scores, task.columns, task.minority_text))
+    print("\n" + step_times(task, threads))
+
+
+def describe(task: Task) -> str:
+    """What is compared, under which budget and with which settings."""
+    parts = [f"{name} {len(rows):,}" for name, rows in task.split(0).parts().items()]
+    model = task.build_model()
+    head = (model.embedding_dim + 1) * task.samples.num_classes
+    size = head + sum(parameter.numel() for parameter in model.parameters())
+    budget = task.budget
+    lines = [
+        *task.facts,
+        ("split", f"{task.split_text} (seed 0: {', '.join(parts)})"),
+        ("model", f"{type(model).__name__}, {size:,} parameters with a linear head"),
+        (
+            "budget",
+            f"for each loss: AdamW, batch {budget.batch_size}, up to {budget.epochs} epochs,",
+        ),
+        ("", f"stop after {budget.patience} without a better validation loss, restore the best"),
+        *(("" if row else "settings", str(recipe)) for row, recipe in enumerate(task.recipes)),
+        ("", task.settings_text),
+    ]
+    return "\n".join([task.title, "", *(f"  {name:<10}{text}" for name, text in lines)])
+
+
+def compare(task: Task, seeds: int) -> dict[str, list[dict[str, float]]]:
+    """Test scores of every loss for the seeds 0, 1, ..."""
+    scores: dict[str, list[dict[str, float]]] = {recipe.loss: [] for recipe in task.recipes}
+    with bar(seeds * len(task.recipes) * task.budget.epochs, "training", "epoch") as progress:
+        for seed in range(seeds):
+            for run_number, recipe in enumerate(task.recipes, start=seed * len(task.recipes) + 1):
+                progress.set_description(f"seed {seed + 1}/{seeds}, {recipe.loss}")
+                scores[recipe.loss].append(
+                    run(task, recipe, seed, "test", lambda epoch, loss: progress.update())
+                )
+                # Early stopping leaves epochs over; the bar steps over them.
+                progress.update(run_number * task.budget.epochs - progress.n)
+    return scores
+
+
+def step_times(task: Task, threads: int) -> str:
+    """Table of the time per step: the loss alone, and the whole training step around it."""
+    cfal_recipe = next(recipe for recipe in task.recipes if recipe.loss == "cfal")
+    eager = dataclasses.replace(
+        cfal_recipe, options={**cfal_recipe.options, "backend": "reference"}
+    )
+    contenders = {
+        "softmax cross-entropy": task.recipes[0],
+        "cfal, fused": cfal_recipe,
+        "cfal, eager": eager,
+    }
+    split = task.split(0)
+    counts = task.samples.counts(split.train)
+    normalise = Normalisation.of(task.samples, split.train)
+    images, target = next(batches(task.samples, split.train, normalise, task.budget.batch_size))
+    systems = {
+        name: build_system(task, recipe, counts, seed=0) for name, recipe in contenders.items()
+    }
+    with torch.no_grad():
+        features = systems["cfal, eager"].model(images)
+    alone = interleaved_medians(
+        {name: _loss_step(system.loss, features, target) for name, system in systems.items()},
+        repeats=300,
+    )
+    whole = interleaved_medians(
+        {
+            name: _training_step(system, contenders[name], images, target)
+            for name, system in systems.items()
+        },
+        repeats=100,
+    )
+    rows = [[name, report.duration(alone[name]), report.duration(whole[name])] for name in systems]
+    served = cfal.explain(features, systems["cfal, fused"].loss.head.prototypes)
+    classes, width = task.samples.num_classes, features.shape[1]
+    return "\n".join(
+        [
+            f"Time per step, forward + backward, batch {len(target)}, {classes} classes, "
+            f"embedding {width}, {threads} threads (median, steps interleaved)",
+            "",
+            report.table(["step", "loss alone", "whole training step"], rows),
+            "",
+            str(served),
+        ]
+    )
+
+
+def _loss_step(loss: nn.Module, features: torch.Tensor, target: torch.Tensor) -> Callable[[], None]:
+    leaf = features.detach().clone().requires_grad_()
+    parameters = [leaf, *loss.parameters()]
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        loss(leaf, target).backward()
+
+    return step
+
+
+def _training_step(
+    system: nn.Module, recipe: Recipe, images: torch.Tensor, target: torch.Tensor
+) -> Callable[[], None]:
+    optimizer = recipe.optimizer(system)
+    system.train()
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        system(images, target).backward()
+        optimizer.step()
+
+    return step
