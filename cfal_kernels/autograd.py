@@ -1,0 +1,98 @@
+"""The one autograd function in front of the compiled operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+_NO_DOUBLE_BACKWARD = (
+    "cfal_loss: the compiled kernels have no second derivative; use backend='reference' to "
+    "differentiate "
+    "a gradient of this loss"
+)
+
+
+def apply(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    sigma: float,
+    margin: float,
+    gamma: float,
+    diversity_weight: float,
+    detach_focal: bool,
+    reduction: int,
+    ignore_index: int,
+    regime: int,
+) -> Tensor:
+    """The loss by the compiled operators, of arguments that have been checked.
+
+    Nothing is saved where nothing needs a gradient.
+    """
+    if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
+        return FusedLoss.apply(
+            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
+            detach_focal, reduction, ignore_index, regime,
+        )  # fmt: skip
+    if prototypes.dim() == 2:
+        prototypes = prototypes.unsqueeze(1)
+    return ops.forward(
+        features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
+        detach_focal, reduction, ignore_index, regime, False,
+    )[0]  # fmt: skip
+
+
+class FusedLoss(torch.autograd.Function):
+    """Saves coefficients of the gradient, never a gradient: a second backward repeats the first."""
+
+    @staticmethod
+    def forward(ctx, features, prototypes, target, class_weights, *parameters):
+        """Returns the loss; `parameters` are those of the operator from sigma to regime."""
+        centres = prototypes if prototypes.dim() == 3 else prototypes.unsqueeze(1)
+        loss, saved = ops.forward(features, centres, target, class_weights, *parameters, True)
+        ctx.save_for_backward(features, prototypes, target, class_weights, saved)
+        ctx.parameters = parameters
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Returns the gradients of features and prototypes in their own dtypes and shapes."""
+        # Grad mode is on in a backward only under create_graph=True.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch.no_grad():
+                grads = _gradients(ctx, grad)
+            sources = (grad, *ctx.saved_tensors[:2])
+            grads = [g if g is None else NoSecondDerivative.apply(g, *sources) for g in grads]
+        else:
+            grads = _gradients(ctx, grad)
+        return (*grads, None, None, None, None, None, None, None, None, None, None)
+
+
+def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    features, prototypes, target, class_weights, saved = ctx.saved_tensors
+    need_features, need_prototypes, *_ = ctx.needs_input_grad
+    flat = prototypes.dim() == 2
+    grad_features, grad_prototypes = ops.backward(
+        grad, saved, features, prototypes.unsqueeze(1) if flat else prototypes,
+        target, class_weights, *ctx.parameters, need_features, need_prototypes,
+    )  # fmt: skip
+    if need_prototypes and flat:
+        grad_prototypes = grad_prototypes.squeeze(1)
+    return grad_features if need_features else None, grad_prototypes if need_prototypes else None
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """Passes a gradient through and refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx, grad, *sources):
+        """Returns `grad`; `sources` are what a second derivative would be taken of."""
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx, *_):
+        """Raises RuntimeError."""
+        raise RuntimeError(_NO_DOUBLE_BACKWARD)

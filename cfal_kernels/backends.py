@@ -1,0 +1,230 @@
+"""Which backend serves a call: a function of metadata and build, with a reason for each refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _arguments, ops, reference
+from .autograd import apply as fused
+from .diagnostics import warn_once
+
+#: Up to this many centres C * M the kernels for few prototypes serve, above it those built on
+# matrix products.
+few_limit = 64
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the loss.
+
+    Attributes:
+        name: what `backend=` calls it.
+        refuses: (device type, features dtype, prototypes dtype) to the reason why not, "" if it
+            serves the call.
+        run: the loss of arguments that `_arguments.check` has passed.
+    """
+
+    name: str
+    refuses: Callable[[str, torch.dtype, torch.dtype], str]
+    run: Callable[..., Tensor]
+
+
+def regime_of(prototypes: Tensor) -> int:
+    """`ops.FEW` or `ops.MANY`, from the number of centres C * M."""
+    shape = prototypes.shape
+    centres = shape[0] if len(shape) == 2 else shape[0] * shape[1]
+    return ops.FEW if centres <= few_limit else ops.MANY
+
+
+def _run_compiled(
+    features, prototypes, target, class_weights,
+    sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
+) -> Tensor:  # fmt: skip
+    try:
+        return fused(
+            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
+            detach_focal, reduction, ignore_index, regime_of(prototypes),
+        )  # fmt: skip
+    except RuntimeError as error:
+        text = str(error)
+        if "cfal: target" in text:
+            translated = _arguments.bad_target(target, prototypes.shape[0], ignore_index)
+            raise (translated or error) from None
+        if "functorch" in text:
+            raise RuntimeError(
+                "cfal_loss: the compiled kernels do not take part in torch.func transforms (grad, "
+                "vmap, jvp "
+                "...); use backend='reference' there"
+            ) from error
+        raise
+
+
+def _run_reference(features, *rest) -> Tensor:
+    with reference.without_autocast(features.device.type):
+        return reference.definition(features, *rest)
+
+
+def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+    if ops.unavailable:
+        return ops.unavailable
+    if device not in ("cpu", "meta"):
+        return f"the tensors are on {device}, not on the CPU"
+    return ""
+
+
+def _triton_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+    return "the Triton kernels are not built in this version"
+
+
+def _cuda_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+    return "the CUDA kernels are not built in this version"
+
+
+def _reference_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+    return ""
+
+
+#: In the order in which `auto` prefers them.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cuda", _cuda_refuses, _run_compiled),
+        Backend("triton", _triton_refuses, _run_compiled),
+        Backend("cpu", _cpu_refuses, _run_compiled),
+        Backend("reference", _reference_refuses, _run_reference),
+    )
+}
+_CPU = BACKENDS["cpu"]
+_FALLBACK = BACKENDS["reference"]
+
+
+def check_name(name: Any) -> None:
+    """Raises TypeError or ValueError unless `name` is "auto" or a backend."""
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a string, got {type(name).__name__}")
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(['auto', *BACKENDS])}, got {name!r}")
+
+
+def choose(name: str, features: Tensor, prototypes: Tensor) -> Backend:
+    """The backend that serves a checked call.
+
+    Raises:
+        ValueError: `name` is no backend.
+        RuntimeError: the backend asked for cannot serve the call; the message says why.
+    """
+    facts = (features.device.type, features.dtype, prototypes.dtype)
+    if name == "auto":
+        for backend in BACKENDS.values():
+            if not backend.refuses(*facts):
+                return backend
+    check_name(name)
+    reason = BACKENDS[name].refuses(*facts)
+    if reason:
+        raise RuntimeError(
+            f"backend={name!r} cannot serve this call: {reason}. backend='auto' takes the best "
+            f"that can."
+        )
+    return BACKENDS[name]
+
+
+def run(name: str, features: Tensor, prototypes: Tensor, *rest: Any) -> Tensor:
+    """Chooses and runs; `auto` says once when only the reference is left."""
+    # What `choose` would answer for the common call, without its walk.
+    if name == "auto" and not ops.unavailable and features.is_cpu:
+        return _run_compiled(features, prototypes, *rest)
+    backend = choose(name, features, prototypes)
+    if name == "auto" and backend is _FALLBACK and not torch.compiler.is_compiling():
+        device = features.device.type
+        reason = _CPU.refuses(device, features.dtype, prototypes.dtype)
+        warn_once(
+            f"fallback:{device}",
+            f"cfal_loss runs on the slow reference implementation: {reason}. See "
+            f"cfal_kernels.explain(...); backend='reference' asks for it without this warning.",
+            stacklevel=4,
+        )
+    return backend.run(features, prototypes, *rest)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend serves a call, and why the others do not.
+
+    Attributes:
+        backend: the name of the serving backend.
+        regime: "few" or "many": which kernels the number of centres selects.
+        reasons: for every other backend, why it does not serve.
+    """
+
+    backend: str
+    regime: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"served by {self.backend} ({self.regime} prototypes)"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor | None = None,
+    *,
+    class_weights: Tensor | None = None,
+    sigma: float = 130.0,
+    margin: float = 0.1,
+    gamma: float = 2.0,
+    diversity_weight: float = 1.0,
+    detach_focal: bool = False,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    backend: str = "auto",
+) -> Explanation:
+    """Says which backend would serve ``cfal_loss`` with these arguments; computes nothing.
+
+    Args:
+        features: as in `cfal_kernels.cfal_loss`, like everything that follows.
+        prototypes: [C, D] or [C, M, D].
+        target: may be left out.
+        class_weights: [C] or None.
+        sigma: width.
+        margin: hinge margin.
+        gamma: focus.
+        diversity_weight: weight of R.
+        detach_focal: whether the focal factor is a constant for the gradient.
+        reduction: "mean", "sum" or "none".
+        ignore_index: target of the rows to leave out.
+        backend: the backend asked for.
+
+    Returns:
+        An `Explanation`; ``print`` it to read it.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``cfal_loss`` would.
+
+    Example:
+        >>> print(explain(torch.zeros(4, 8), torch.zeros(2, 8), backend="reference"))   # doctest:
+        +ELLIPSIS served by reference (few prototypes)
+        ...
+    """
+    if target is None and isinstance(features, Tensor):
+        target = torch.empty(features.shape[:1], dtype=torch.int64, device=features.device)
+    _arguments.check(
+        features, prototypes, target, class_weights,
+        sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
+    )  # fmt: skip
+    serving = choose(backend, features, prototypes)
+    facts = (features.device.type, features.dtype, prototypes.dtype)
+    reasons = {}
+    for name, other in BACKENDS.items():
+        if name != serving.name:
+            able = "auto prefers" if backend == "auto" else "the call asks for"
+            reasons[name] = other.refuses(*facts) or f"it could, but {able} {serving.name}"
+    regime = "few" if regime_of(prototypes) == ops.FEW else "many"
+    return Explanation(serving.name, regime, reasons)

@@ -1,0 +1,119 @@
+"""The compiled operators: their library, their overloads bound once, their shapes for tracing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .distance import compute_dtype
+
+LIBRARY_FOLDER = Path(__file__).parent / "_lib"
+CPU_LIBRARY = LIBRARY_FOLDER / "cfal_torch_cpu.so"
+
+FEW = 0
+MANY = 1
+
+#: Why the compiled CPU operators are absent, or "" when they are loaded.
+unavailable: str = ""
+#: `torch.ops.cfal.forward.default` and `.backward.default`, or None when the library is absent.
+forward = None
+backward = None
+
+# Mirrors csrc/core/saved.h.
+_CACHE_BUDGET = 1 << 22
+_PAIRS_BUDGET = 1 << 20
+_ROW_BLOCK = 64
+_ROW_STATE = 4
+
+
+def saved_numel(regime: int, rows: int, prototypes: int, dim: int) -> int:
+    """Length of the buffer that the forward saves, from B, K = C M and D alone."""
+    if regime == FEW:
+        return (rows + prototypes) * (prototypes + 1)
+    return saved_numel_many(rows, prototypes, dim)
+
+
+def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
+    """For many prototypes: affinities and state of the kept rows, R, the pair or moment matrix."""
+    kept = min(_CACHE_BUDGET // prototypes // _ROW_BLOCK * _ROW_BLOCK, rows)
+    side = min(prototypes, dim)
+    matrix = side * side if side * side <= _PAIRS_BUDGET else 0
+    return kept * (prototypes + _ROW_STATE) + 1 + matrix
+
+
+def _load() -> str:
+    """Loads the CPU library and returns why it could not, or ""."""
+    global forward, backward
+    if not CPU_LIBRARY.exists():
+        return _why_not_built()
+    try:
+        torch.ops.load_library(CPU_LIBRARY)
+    except (OSError, RuntimeError) as error:
+        first_line = str(error).splitlines()[0]
+        return (
+            f"{CPU_LIBRARY.name} is installed but does not load under torch {torch.__version__} "
+            f"(2.10 or newer is needed): {first_line}"
+        )
+    forward = torch.ops.cfal.forward.default
+    backward = torch.ops.cfal.backward.default
+    torch.library.register_fake("cfal::forward", _fake_forward)
+    torch.library.register_fake("cfal::backward", _fake_backward)
+    return ""
+
+
+def _why_not_built() -> str:
+    note = LIBRARY_FOLDER / "not_built.txt"
+    why = f": {note.read_text().strip()}" if note.exists() else ""
+    return f"the compiled CPU operators were not built{why}"
+
+
+def _fake_forward(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    sigma: float,
+    margin: float,
+    gamma: float,
+    diversity_weight: float,
+    detach_focal: bool,
+    reduction: int,
+    ignore_index: int,
+    regime: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(features, prototypes)
+    rows, dim = features.shape
+    count = prototypes.shape[0] * prototypes.shape[1]
+    loss = features.new_empty((rows,) if reduction == 0 else (), dtype=dtype)
+    numel = saved_numel(regime, rows, count, dim) if save else 0
+    return loss, features.new_empty((numel,), dtype=dtype)
+
+
+def _fake_backward(
+    grad_loss: Tensor,
+    saved: Tensor,
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    sigma: float,
+    margin: float,
+    gamma: float,
+    diversity_weight: float,
+    detach_focal: bool,
+    reduction: int,
+    ignore_index: int,
+    regime: int,
+    need_features: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        features.new_empty(features.shape if need_features else (0,)),
+        prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
+    )
+
+
+unavailable = _load()
