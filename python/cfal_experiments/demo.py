@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--max-patches",
-        type=int,
+        type=_not_negative,
         metavar="N",
         default=10_000,
         help="use patients up to so many patches, 0 for all (default: 10000)",
@@ -69,10 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    value = _not_negative(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
     return value
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 if __name__ == "__main__":

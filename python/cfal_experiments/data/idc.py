@@ -57,13 +57,16 @@ def find_patches(folder: Path) -> list[Patch]:
         raise InputError(f"{folder}: no such folder; give the folder that holds {LAYOUT}")
     if not folder.is_dir():
         raise InputError(f"{folder}: not a folder; give the folder that holds {LAYOUT}")
-    if not any(folder.iterdir()):
-        raise InputError(f"{folder}: empty folder; unpack the IDC patches there ({LAYOUT})")
-    patches = _matching(folder)
-    if not patches:
-        inner = next((child for child in _folders(folder) if _matching(child)), None)
-        hint = f"did you mean {inner}?" if inner else "give the folder that holds the patients"
-        raise InputError(f"{folder}: not an IDC folder, nothing matches {LAYOUT}; {hint}")
+    try:
+        if not any(folder.iterdir()):
+            raise InputError(f"{folder}: empty folder; unpack the IDC patches there ({LAYOUT})")
+        patches = _matching(folder)
+        if not patches:
+            inner = next((child for child in _folders(folder) if _matching(child)), None)
+            hint = f"did you mean {inner}?" if inner else "give the folder that holds the patients"
+            raise InputError(f"{folder}: not an IDC folder, nothing matches {LAYOUT}; {hint}")
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; make it readable") from error
     _require_both_classes(folder, (patch.label for patch in patches))
     return patches
 

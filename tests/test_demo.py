@@ -1,0 +1,118 @@
+"""The demo as a user meets it: exit status, messages, and the same scores twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("tqdm")
+Image = pytest.importorskip("PIL.Image")
+
+from cfal_experiments import demo  # noqa: E402
+
+# Without compiled kernels the reference serves, and says so.
+pytestmark = pytest.mark.filterwarnings("ignore::cfal_kernels.diagnostics.CFALWarning")
+
+
+@pytest.fixture(autouse=True)
+def keep_thread_count():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def idc_folder(tmp_path: Path) -> Path:
+    """Twenty patients; positive patches are darker, as in the real data."""
+    rng = np.random.default_rng(0)
+    for patient in range(100, 120):
+        for number in range(8):
+            label = int(number < 3)
+            path = tmp_path / str(patient) / str(label) / f"{patient}_x{number}_class{label}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height = 30 if number == 7 and patient < 103 else 50
+            pixels = rng.integers(0, 120, (height, 50, 3)) + 100 * (1 - label)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return tmp_path
+
+
+def scores_of(output: str) -> str:
+    """The part of the printout that holds results, without the times."""
+    return output[output.index("Test scores") : output.index("Time per step")]
+
+
+def test_digits_print_the_same_scores_twice(capsys: pytest.CaptureFixture[str]):
+    outputs = []
+    for _ in range(2):
+        assert demo.main(["--seeds", "2", "--epochs", "2"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert scores_of(outputs[0]) == scores_of(outputs[1])
+    for word in ("macro F1", "minority recall", "accuracy", "cross-entropy", "cfal, eager"):
+        assert word in outputs[0]
+
+
+def test_idc_runs_end_to_end_and_reports_what_it_skipped(
+    idc_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    damaged = next((idc_folder / "100" / "0").glob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    assert demo.main(["--data", str(idc_folder), "--seeds", "1", "--epochs", "1"]) == 0
+    captured = capsys.readouterr()
+    assert f"skipped {damaged}" in captured.err
+    assert "159 patches of 20 patients: 99 negative, 60 positive" in captured.out
+    assert "3 are not 50 x 50" in captured.out
+    assert "1 unreadable, skipped" in captured.out
+    assert "145,058 parameters" in captured.out
+    assert "positive F1" in captured.out
+
+
+def test_idc_can_be_limited_to_some_patients(idc_folder: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--data", str(idc_folder), "--seeds", "1", "--epochs", "1", "--max-patches", "130"]
+    assert demo.main(options) == 0
+    assert "128 patches of 16 patients" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "absent", "no such folder"),
+        (lambda folder: folder, "empty folder"),
+    ],
+)
+def test_unusable_folder_is_one_line_and_status_2(make, message, tmp_path, capsys):
+    assert demo.main(["--data", str(make(tmp_path))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_too_few_patients_are_known_before_training(
+    idc_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert demo.main(["--data", str(idc_folder), "--max-patches", "24"]) == 2
+    assert "3 patients are too few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["--seeds", "0"], ["--epochs", "x"], ["--max-patches", "-1"], ["--nonsense"]]
+)
+def test_wrong_options_exit_with_status_2(options: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(options)
+    assert caught.value.code == 2
+
+
+def test_help_needs_neither_torch_nor_scikit_learn():
+    code = (
+        "import sys; from cfal_experiments import demo; demo.parser().format_help();"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'sklearn', 'PIL')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
