@@ -10,6 +10,7 @@ where the search does not find it), CXX, MAX_JOBS, and CFAL_CMAKE_ARGS (added to
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -28,13 +30,14 @@ ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "none", "cpu", "cuda")
 TORCH_CPU = "cfal_torch_cpu"
 NUMPY_DOOR = "_numpy_door"
+OPTIONS = {TORCH_CPU: "CFAL_TORCH_CPU", NUMPY_DOOR: "CFAL_NUMPY_DOOR"}
 OLDEST_TORCH = (2, 10)
 GIB_PER_JOB = 2
 
 NO_TORCH = (
-    "no torch found at build time, so the fused torch operators were not built; install "
-    "torch>=2.10 first, then build again: pip install --force-reinstall --no-deps <this source>. "
-    "CFAL_TORCH_DIR=<site-packages>/torch names one that the search does not find"
+    "no torch was found at build time; install torch>=2.10 first, then build again with "
+    "pip install --force-reinstall --no-deps, or name its directory with "
+    "CFAL_TORCH_DIR=<site-packages>/torch"
 )
 NO_CUDA = (
     "CFAL_BUILD=cuda: the CUDA operators come with the GPU kernels, which this release does not "
@@ -124,16 +127,18 @@ def find_compiler() -> tuple[str | None, str]:
     if named := os.environ.get("CXX"):
         if shutil.which(shlex.split(named)[0]):
             return named, ""
-        return None, f"no C++ compiler: CXX={named} is not there"
+        return None, f"no C++ compiler at build time: CXX={named} is not there"
     for name in ("c++", "g++", "clang++", "cl"):
         if shutil.which(name):
             return name, ""
-    return None, "no C++ compiler found (looked for c++, g++, clang++ and $CXX)"
+    return None, "no C++ compiler found at build time (looked for c++, g++, clang++ and $CXX)"
 
 
 def jobs() -> int:
-    """Compiler processes at once: the cores, MAX_JOBS, and what fits the memory, whichever is least."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Compiler processes at once: the least of the cores, MAX_JOBS, and what fits the memory."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
     if wanted := os.environ.get("MAX_JOBS"):
         if not wanted.isdigit() or int(wanted) < 1:
             sys.exit(f"error: MAX_JOBS={wanted!r} is not a positive number")
@@ -156,20 +161,28 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(shlex.join(command), done.stdout, sep="\n", flush=True)
     if done.returncode:
-        lines = done.stdout.splitlines()
-        errors = [line for line in lines if re.search(r"\berror\b", line, re.IGNORECASE)]
-        # CMake prints the text of an error below the line that says so.
-        if errors and errors[0].startswith("CMake Error"):
-            errors = [errors[0], *(line for line in lines[lines.index(errors[0]) + 1 :] if line)][:2]
-        reason = " ".join(" ".join(errors[:2] or lines[-1:]).split())
-        raise BuildFailed(reason or f"{command[0]} exited with {done.returncode}")
+        raise BuildFailed(first_error(done.stdout) or f"{command[0]} exited with {done.returncode}")
+
+
+def first_error(log: str) -> str:
+    """The first error in the output of CMake or a compiler, on one line."""
+    lines = log.splitlines()
+    for i, line in enumerate(lines):
+        if line.startswith("CMake Error"):
+            # The text stands indented below; the line itself only says where in CMake's files.
+            text = itertools.takewhile(lambda t: not t or t.startswith("  "), lines[i + 1 :])
+            words = " ".join(text).split() or line.split()
+            return " ".join(words)[:300]
+        if re.search(r"\b(error|Error)\b", line):
+            return line.replace(f"{ROOT}{os.sep}", "").strip()
+    return lines[-1].strip() if lines else ""
 
 
 class NativeBuild:
     """One run of CMake: what is wanted, what came out, and why the rest did not."""
 
-    def __init__(self, mode: str, version: str, work: Path):
-        self.work = work
+    def __init__(self, mode: str, version: str, build_base: Path):
+        self.build_base = build_base
         self.wanted: list[str] = []
         self.record = {
             "version": version,
@@ -189,7 +202,7 @@ class NativeBuild:
         """Fills `wanted`; whatever cannot be built here gets its reason."""
         reasons = self.record["reasons"]
         if self.record["mode"] == "none":
-            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = "CFAL_BUILD=none"
+            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = "the package was built with CFAL_BUILD=none"
             return
         compiler, reason = find_compiler()
         cmake = find_program("cmake")
@@ -205,7 +218,7 @@ class NativeBuild:
         torch, note = find_torch()
         if torch:
             self.record["torch_headers"] = note
-            self.want(TORCH_CPU, "-DCFAL_TORCH_CPU=ON", f"-DCFAL_TORCH_DIR={torch}")
+            self.want(TORCH_CPU, f"-DCFAL_TORCH_DIR={torch}")
         else:
             reasons[TORCH_CPU] = note
         if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
@@ -215,14 +228,20 @@ class NativeBuild:
         else:
             import pybind11
 
-            self.want(
-                NUMPY_DOOR, "-DCFAL_NUMPY_DOOR=ON", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"
-            )
+            self.want(NUMPY_DOOR, f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
         self.arguments += shlex.split(os.environ.get("CFAL_CMAKE_ARGS", ""))
 
     def want(self, target: str, *arguments: str) -> None:
         self.wanted.append(target)
-        self.arguments += arguments
+        self.arguments += [f"-D{OPTIONS[target]}=ON", *arguments]
+
+    @property
+    def work(self) -> Path:
+        """CMake's directory: one for each set of choices that its cache cannot change."""
+        fixed = [a for a in self.arguments if a.startswith(("-G", "-DCMAKE_CXX_COMPILER"))]
+        key = zlib.crc32(repr([fixed, os.environ.get("CFAL_CMAKE_ARGS")]).encode())
+        name = f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}-{key:08x}"
+        return (self.build_base / name).resolve()
 
     def run(self, destination: Path) -> None:
         """Builds what is wanted and installs it into `destination`, with the record beside it."""
@@ -245,6 +264,8 @@ class NativeBuild:
 
     def configure(self) -> None:
         command = [self.cmake, "-S", str(ROOT), "-B", str(self.work), *self.arguments]
+        # What an earlier build asked for must not stay in the cache.
+        command += [f"-D{name}=OFF" for t, name in OPTIONS.items() if t not in self.wanted]
         try:
             run(command)
         except BuildFailed:
@@ -270,18 +291,15 @@ class NativeBuild:
                 self.record["reasons"][target] = f"did not compile: {failure}"
         return built
 
-    def check(self) -> None:
-        """Says what is missing; ends the build where CFAL_BUILD asked for it."""
-        reasons, mode = self.record["reasons"], self.record["mode"]
-        if mode == "none":
-            return
-        for target, reason in reasons.items():
-            say(f"{target} was not built: {reason}")
-        if mode == "cpu" and (TORCH_CPU in reasons or set(reasons) & set(self.wanted)):
-            missing = TORCH_CPU if TORCH_CPU in reasons else NUMPY_DOOR
-            sys.exit(f"error: CFAL_BUILD=cpu, but {missing} was not built: {reasons[missing]}")
-        if reasons:
-            say("the install goes on without; `python -m cfal_kernels.info` repeats the reasons")
+    def missing(self) -> str | None:
+        """The first object that CFAL_BUILD asked for and that is not there, with the reason."""
+        reasons = self.record["reasons"]
+        if self.record["mode"] == "cpu":
+            # The NumPy door is asked for only where Python.h and pybind11 are there.
+            for target in dict.fromkeys([TORCH_CPU, *self.wanted]):
+                if target in reasons:
+                    return f"{target} was not built: {reasons[target]}"
+        return None
 
 
 class BuildPackage(build_py):
@@ -295,11 +313,17 @@ class BuildPackage(build_py):
                 shutil.rmtree(Path(self.build_lib, package), ignore_errors=True)
         super().run()
         base = ROOT if self.editable_mode else Path(self.build_lib)
-        work = Path(build.build_base, f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
-        native = NativeBuild(build_mode(), self.distribution.get_version(), work.resolve())
+        native = NativeBuild(build_mode(), self.distribution.get_version(), Path(build.build_base))
         native.plan()
-        native.run(base / "cfal_kernels" / "_lib")
-        native.check()
+        if not native.missing():
+            native.run(base / "cfal_kernels" / "_lib")
+        if missing := native.missing():
+            sys.exit(f"error: CFAL_BUILD=cpu, but {missing}")
+        reasons = native.record["reasons"]
+        for target, reason in reasons.items():
+            say(f"{target} was not built: {reason}")
+        if reasons:
+            say("the install goes on without; `python -m cfal_kernels.info` repeats the reasons")
 
 
 class BinaryDistribution(Distribution):
