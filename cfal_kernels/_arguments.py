@@ -15,6 +15,11 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32)
 _WEIGHTS = (torch.float32, torch.float64)
 
+# sigma, margin, gamma, diversity_weight, detach_focal, reduction (0 none, 1 mean, 2 sum),
+# ignore_index: in the order of the operators, and one object, because every argument that travels
+# costs time.
+Parameters = tuple[float, float, float, float, bool, int, int]
+
 
 def check(
     features: Any,
@@ -28,12 +33,11 @@ def check(
     detach_focal: Any,
     reduction: Any,
     ignore_index: Any,
-) -> tuple[Tensor | None, float, float, float, float, bool, int, int]:
-    """Checks a call from metadata alone and returns what follows `target`, in plain types.
+) -> tuple[Tensor | None, Parameters]:
+    """Checks a call from metadata alone.
 
     Returns:
-        ``(class_weights, sigma, margin, gamma, diversity_weight, detach_focal, reduction,
-        ignore_index)``, the reduction as 0 (none), 1 (mean) or 2 (sum).
+        ``class_weights`` and the `Parameters` in plain types.
 
     Raises:
         TypeError: a wrong type or dtype, naming the argument.
@@ -87,7 +91,8 @@ def check(
         _explain_tensors(features, prototypes, target)
     if class_weights is not None:
         class_weights = _check_weights(features, prototypes, class_weights)
-    return class_weights, sigma, margin, gamma, diversity_weight, detach_focal, code, ignore_index
+    parameters = (sigma, margin, gamma, diversity_weight, detach_focal, code, ignore_index)
+    return class_weights, parameters
 
 
 def check_inference(features: Any, prototypes: Any = None, target: Any = None) -> None:

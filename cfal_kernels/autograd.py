@@ -19,38 +19,26 @@ def apply(
     prototypes: Tensor,
     target: Tensor,
     class_weights: Tensor | None,
-    sigma: float,
-    margin: float,
-    gamma: float,
-    diversity_weight: float,
-    detach_focal: bool,
-    reduction: int,
-    ignore_index: int,
-    regime: int,
+    parameters: tuple[float, float, float, float, bool, int, int, int],
 ) -> Tensor:
     """The loss by the compiled operators, of arguments that have been checked.
 
-    Nothing is saved where nothing needs a gradient.
+    `parameters` are those of the operator from sigma to regime. Nothing is saved where nothing
+    needs a gradient.
     """
     if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-        return FusedLoss.apply(
-            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
-            detach_focal, reduction, ignore_index, regime,
-        )  # fmt: skip
+        return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
     if prototypes.dim() == 2:
         prototypes = prototypes.unsqueeze(1)
-    return ops.forward(
-        features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
-        detach_focal, reduction, ignore_index, regime, False,
-    )[0]  # fmt: skip
+    return ops.forward(features, prototypes, target, class_weights, *parameters, False)[0]
 
 
 class FusedLoss(torch.autograd.Function):
     """Saves coefficients of the gradient, never a gradient: a second backward repeats the first."""
 
     @staticmethod
-    def forward(ctx, features, prototypes, target, class_weights, *parameters):
-        """Returns the loss; `parameters` are those of the operator from sigma to regime."""
+    def forward(ctx, features, prototypes, target, class_weights, parameters):
+        """Returns the loss."""
         centres = prototypes if prototypes.dim() == 3 else prototypes.unsqueeze(1)
         loss, saved = ops.forward(features, centres, target, class_weights, *parameters, True)
         ctx.save_for_backward(features, prototypes, target, class_weights, saved)
@@ -68,7 +56,7 @@ class FusedLoss(torch.autograd.Function):
             grads = [g if g is None else NoSecondDerivative.apply(g, *sources) for g in grads]
         else:
             grads = _gradients(ctx, grad)
-        return (*grads, None, None, None, None, None, None, None, None, None, None)
+        return (*grads, None, None, None)
 
 
 def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _arguments, ops, reference
+from . import _arguments, _regime, ops, reference
+from ._arguments import Parameters
 from .autograd import apply as fused
 from .diagnostics import warn_once
-
-#: Up to this many centres C * M the kernels for few prototypes serve, above it those built on
-# matrix products.
-few_limit = 64
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,26 @@ class Backend:
 
 
 def regime_of(prototypes: Tensor) -> int:
-    """`ops.FEW` or `ops.MANY`, from the number of centres C * M."""
+    """`_regime.FEW` or `_regime.MANY`, from the number of centres C * M."""
     shape = prototypes.shape
-    centres = shape[0] if len(shape) == 2 else shape[0] * shape[1]
-    return ops.FEW if centres <= few_limit else ops.MANY
+    return _regime.of(shape[0] if len(shape) == 2 else shape[0] * shape[1])
 
 
 def _run_compiled(
-    features, prototypes, target, class_weights,
-    sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-) -> Tensor:  # fmt: skip
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: Parameters,
+) -> Tensor:
     try:
         return fused(
-            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
-            detach_focal, reduction, ignore_index, regime_of(prototypes),
-        )  # fmt: skip
+            features, prototypes, target, class_weights, (*parameters, regime_of(prototypes))
+        )
     except RuntimeError as error:
         text = str(error)
         if "cfal: target" in text:
-            translated = _arguments.bad_target(target, prototypes.shape[0], ignore_index)
+            translated = _arguments.bad_target(target, prototypes.shape[0], parameters[-1])
             raise (translated or error) from None
         if "functorch" in text:
             raise RuntimeError(
@@ -64,9 +62,15 @@ def _run_compiled(
         raise
 
 
-def _run_reference(features, *rest) -> Tensor:
+def _run_reference(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: Parameters,
+) -> Tensor:
     with reference.without_autocast(features.device.type):
-        return reference.definition(features, *rest)
+        return reference.definition(features, prototypes, target, class_weights, *parameters)
 
 
 def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
@@ -133,11 +137,18 @@ def choose(name: str, features: Tensor, prototypes: Tensor) -> Backend:
     return BACKENDS[name]
 
 
-def run(name: str, features: Tensor, prototypes: Tensor, *rest: Any) -> Tensor:
+def run(
+    name: str,
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: Parameters,
+) -> Tensor:
     """Chooses and runs; `auto` says once when only the reference is left."""
     # What `choose` would answer for the common call, without its walk.
     if name == "auto" and not ops.unavailable and features.is_cpu:
-        return _run_compiled(features, prototypes, *rest)
+        return _run_compiled(features, prototypes, target, class_weights, parameters)
     backend = choose(name, features, prototypes)
     if name == "auto" and backend is _FALLBACK and not torch.compiler.is_compiling():
         device = features.device.type
@@ -148,7 +159,7 @@ def run(name: str, features: Tensor, prototypes: Tensor, *rest: Any) -> Tensor:
             f"cfal_kernels.explain(...); backend='reference' asks for it without this warning.",
             stacklevel=4,
         )
-    return backend.run(features, prototypes, *rest)
+    return backend.run(features, prototypes, target, class_weights, parameters)
 
 
 @dataclass(frozen=True)
@@ -226,5 +237,5 @@ def explain(
         if name != serving.name:
             able = "auto prefers" if backend == "auto" else "the call asks for"
             reasons[name] = other.refuses(*facts) or f"it could, but {able} {serving.name}"
-    regime = "few" if regime_of(prototypes) == ops.FEW else "many"
+    regime = "few" if regime_of(prototypes) == _regime.FEW else "many"
     return Explanation(serving.name, regime, reasons)

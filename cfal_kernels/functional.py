@@ -67,9 +67,8 @@ def cfal_loss(
         >>> loss = cfal_loss(features, prototypes, torch.randint(9, (32,)), sigma=256.0)
         >>> loss.backward()
     """
-    # Unpacking costs nothing; naming the parameters again would invite a swap.
-    rest = _arguments.check(
+    class_weights, parameters = _arguments.check(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    return backends.run(backend, features, prototypes, target, *rest)
+    return backends.run(backend, features, prototypes, target, class_weights, parameters)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
+from . import _build
+from ._regime import FEW
 from .distance import compute_dtype
-
-LIBRARY_FOLDER = Path(__file__).parent / "_lib"
-CPU_LIBRARY = LIBRARY_FOLDER / "cfal_torch_cpu.so"
-
-FEW = 0
-MANY = 1
 
 #: Why the compiled CPU operators are absent, or "" when they are loaded.
 unavailable: str = ""
@@ -46,27 +40,22 @@ def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
 def _load() -> str:
     """Loads the CPU library and returns why it could not, or ""."""
     global forward, backward
-    if not CPU_LIBRARY.exists():
-        return _why_not_built()
+    library = _build.find(_build.TORCH_CPU)
+    if library is None:
+        return _build.why_missing(_build.TORCH_CPU)
     try:
-        torch.ops.load_library(CPU_LIBRARY)
+        torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
         return (
-            f"{CPU_LIBRARY.name} is installed but does not load under torch {torch.__version__} "
-            f"(2.10 or newer is needed): {first_line}"
+            f"{library.name} does not load under torch {torch.__version__} (2.10 or newer is "
+            f"needed): "
+            f"{str(error).splitlines()[0]}"
         )
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
     return ""
-
-
-def _why_not_built() -> str:
-    note = LIBRARY_FOLDER / "not_built.txt"
-    why = f": {note.read_text().strip()}" if note.exists() else ""
-    return f"the compiled CPU operators were not built{why}"
 
 
 def _fake_forward(

@@ -40,17 +40,12 @@ def cfal_loss(
         >>> cfal_loss(f, w, torch.tensor([1]), sigma=1.0, gamma=0.0)    # 0.1 + 1 - exp(-1)
         tensor(0.7321)
     """
-    class_weights, sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index = (
-        _arguments.check(
-            features, prototypes, target, class_weights,
-            sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-        )
+    class_weights, parameters = _arguments.check(
+        features, prototypes, target, class_weights,
+        sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
     with without_autocast(features.device.type):
-        return definition(
-            features, prototypes, target, class_weights,
-            sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-        )  # fmt: skip
+        return definition(features, prototypes, target, class_weights, *parameters)
 
 
 def definition(

@@ -1,0 +1,37 @@
+"""What the build left behind: compiled objects, and the record that setup.py wrote beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "_lib"
+TORCH_CPU = "cfal_torch_cpu"
+NUMPY_DOOR = "_numpy_door"
+
+
+def record() -> dict[str, Any]:
+    """The contents of build.json; empty where there is none."""
+    try:
+        return json.loads((FOLDER / "build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def find(name: str) -> Path | None:
+    """The compiled object `name`, or None."""
+    found = sorted(FOLDER.glob(f"{name}.*so")) + sorted(FOLDER.glob(f"{name}.*pyd"))
+    return found[0] if found else None
+
+
+def why_missing(name: str) -> str:
+    """Why the object `name` is not there, with the remedy."""
+    reason = record().get("reasons", {}).get(name)
+    if reason:
+        return f"{name} is not part of this build: {reason}"
+    return (
+        f"{name} is not part of this build; install the package with a C++ compiler and torch "
+        f"present "
+        f"(pip install .), and see python -m cfal_kernels.info"
+    )
