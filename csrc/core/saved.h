@@ -32,12 +32,17 @@ struct FewLayout {
 // matrix, if kept.
 struct ManyLayout {
   static constexpr int64_t kRowState = 4;
+  static constexpr int64_t kScalars = 2;
   int64_t B, K, D;
 
-  // A whole number of row blocks, so that kept and recomputed rows fall into the same matrix
-  // products.
+  // Rows of one matrix product: fewer where K alone exhausts the scratch memory.
+  int64_t block_rows() const {
+    if (K * kRowBlock <= kScratchBudget) return kRowBlock;
+    return K < kScratchBudget ? kScratchBudget / K : 1;
+  }
+  // A whole number of blocks, so that kept and recomputed rows fall into the same matrix products.
   int64_t kept_rows() const {
-    const int64_t rows = kCacheBudget / K / kRowBlock * kRowBlock;
+    const int64_t rows = kCacheBudget / K / block_rows() * block_rows();
     return rows < B ? rows : B;
   }
   // K <= D: differences of all pairs. K > D: the closed form on the D x D moment matrix, which then
@@ -47,7 +52,7 @@ struct ManyLayout {
   bool keeps_matrix() const { return matrix_side() * matrix_side() <= kPairsBudget; }
   int64_t row_state_offset() const { return kept_rows() * K; }
   int64_t scalars_offset() const { return row_state_offset() + kept_rows() * kRowState; }
-  int64_t matrix_offset() const { return scalars_offset() + 1; }
+  int64_t matrix_offset() const { return scalars_offset() + kScalars; }
   int64_t numel() const {
     return matrix_offset() + (keeps_matrix() ? matrix_side() * matrix_side() : 0);
   }

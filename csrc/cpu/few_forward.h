@@ -49,108 +49,147 @@ void write_loss(const Problem& p, int64_t counted_rows, const double* row_loss, 
   }
 }
 
-// One row: distances q [K] in, loss out, coefficients c [K + 1] (the last one dl_i/dR) unless c is
-// null. q is overwritten.
-template <class T>
-double few_row(const Problem& p, double R, double scale, int64_t y, double* q, int64_t* nearest,
-               T* c) {
-  const int64_t C = p.C, M = p.M;
+// Row [K] of distances: the smallest of each class moves to q[0 .. C), its prototype to nearest.
+// False if any is NaN.
+inline bool reduce_centres(int64_t C, int64_t M, double* q, int64_t* nearest) {
   bool finite = true;
-  if (M > 1) {
-    for (int64_t j = 0; j < C; ++j) {
-      int64_t best = j * M;
-      for (int64_t k = best + 1; k < (j + 1) * M; ++k) {
-        finite = finite && q[k] == q[k];
-        if (q[k] < q[best]) best = k;  // ties keep the lowest index
-      }
-      finite = finite && q[best] == q[best];
-      q[j] = q[best];  // best >= j: entries still to be read are not overwritten
-      nearest[j] = best;
+  for (int64_t j = 0; j < C; ++j) {
+    int64_t best = j * M;
+    for (int64_t k = best; k < (j + 1) * M; ++k) {
+      finite &= q[k] == q[k];
+      if (q[k] < q[best]) best = k;  // ties keep the lowest index
     }
-  } else {
-    for (int64_t j = 0; j < C; ++j) finite = finite && q[j] == q[j];
+    q[j] = q[best];  // best >= j: nothing still to be read is overwritten
+    nearest[j] = best;
   }
-  const double ratio = q[y] / p.sigma;
-  affinities(q, C, -1.0 / p.sigma);
-  const double s = q[y];
+  return finite;
+}
+
+// What every row of a call shares.
+struct RowConstants {
+  double diversity;  // rho R
+  double scale;      // 1 / N for the mean
+  double u;          // 2 / sigma * scale
+};
+
+// One row from its affinities a [C]: returns the loss; coefficients go to c [K + 1] (the last one
+// dl_i/dR) unless c is null.
+template <class T>
+double few_row(const Problem& p, const RowConstants& shared, int64_t y, double ratio, bool finite,
+               const double* a, const int64_t* nearest, T* c) {
+  const int64_t C = p.C, K = p.K();
+  const double s = a[y], slack = p.margin - s;
   double hinge_sum = 0.0, active = 0.0;
   for (int64_t j = 0; j < C; ++j) {
-    const double h = p.margin + q[j] - s;
-    if (j != y && h > 0.0) {
-      hinge_sum += h;
-      active += 1.0;
-    }
+    const double h = slack + a[j];  // lambda + a_ij - s_i
+    const bool counts = (h > 0.0) & (j != y);
+    hinge_sum += counts ? h : 0.0;
+    active += counts ? 1.0 : 0.0;
   }
-  if (!finite) hinge_sum = __builtin_nan("");  // comparisons above drop NaN silently
-  const Row row{ratio,
-                s,
-                hinge_sum,
-                active,
-                p.has_diversity() ? p.diversity_weight * R : 0.0,
-                p.class_weight_at(y)};
+  const double poison = finite ? 0.0 : __builtin_nan("");  // comparisons drop NaN silently
+  const Row row{ratio, s, hinge_sum + poison, active, shared.diversity, p.class_weight_at(y)};
   const RowTerms terms = row_terms(row, p.gamma, p.detach_focal);
   if (c != nullptr) {
-    const double poison = finite ? 0.0 : hinge_sum;
-    const double u = 2.0 / p.sigma * scale;
-    if (M > 1)
-      for (int64_t k = 0; k < p.K(); ++k) c[k] = static_cast<T>(poison);
+    const double hinge_slope = shared.u * terms.hinge_slope, own_slope = shared.u * terms.own_slope;
+    if (p.M > 1)
+      for (int64_t k = 0; k < K; ++k) c[k] = static_cast<T>(poison);
     for (int64_t j = 0; j < C; ++j) {
-      const double slope =
-          j == y ? terms.own_slope : (p.margin + q[j] - s > 0.0 ? terms.hinge_slope : 0.0);
-      // a == 0 first: 0 times an overflowed slope stays 0.
-      const double value = (q[j] == 0.0 ? 0.0 : u * q[j] * slope) + poison;
-      c[M > 1 ? nearest[j] : j] = static_cast<T>(value);
+      const double value = slack + a[j] > 0.0 ? hinge_slope * a[j] : 0.0;
+      c[p.M > 1 ? nearest[j] : j] = static_cast<T>(value + poison);
     }
-    c[p.K()] =
-        static_cast<T>(p.has_diversity() ? p.diversity_weight * terms.hinge_slope * scale : 0.0);
+    // s == 0 first: 0 times an overflowed slope stays 0.
+    c[p.M > 1 ? nearest[y] : y] = static_cast<T>((s == 0.0 ? 0.0 : own_slope * s) + poison);
+    c[K] = static_cast<T>(p.has_diversity() ? p.diversity_weight * terms.hinge_slope * shared.scale
+                                            : 0.0);
   }
   return terms.loss;
 }
 
 template <class T>
-void few_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime, T* loss,
-                 T* saved) {
-  const int64_t K = p.K(), D = p.D;
-  const FewLayout layout{p.B, K};
-  const PrototypeRows<T> prototypes(p);
-  double R = 0.0;
-  if (p.has_diversity()) {
-    const PrototypeRows<double> exact(p);
-    Scratch<double> pairs(K * K);
-    const PairStatistics statistics = pair_statistics(runtime, exact.get(), K, D, pairs.get());
-    R = statistics.variance;
-    if (saved != nullptr)
-      pair_coefficients(pairs.get(), K, statistics.mean, saved + layout.pairs_offset(),
-                        layout.stride());
-  }
-  const double scale = row_scale(p, counted_rows);
-  Scratch<double> row_loss(p.B);
-  const int64_t tasks = (p.B + kForwardRows - 1) / kForwardRows;
-  parallel(runtime, tasks, kForwardRows * K * (D + 32), [&](int64_t begin, int64_t end) {
-    FeatureRows<T> features(p, kForwardRows, D);
-    Scratch<double> q(kForwardRows * K);
-    Scratch<int64_t> nearest(p.C);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task * kForwardRows;
-      const int64_t rows = p.B - first < kForwardRows ? p.B - first : kForwardRows;
-      const T* f = features.rows(first, rows, 0, D);
-      squared_distances(f, features.ld(), rows, prototypes.get(), D, K, D, q.get(), K);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t i = first + r, y = p.target_at(i);
-        T* c = saved ? saved + i * layout.stride() : nullptr;
-        if (y == p.ignore_index) {
-          row_loss[i] = 0.0;
-          if (c != nullptr)
-            for (int64_t k = 0; k <= K; ++k) c[k] = T{0};
-          continue;
-        }
-        repair_distances(f + r * features.ld(), prototypes.get(), D, K, D, q.get() + r * K);
-        row_loss[i] = few_row(p, R, scale, y, q.get() + r * K, nearest.get(), c);
-      }
+class FewForward {
+ public:
+  FewForward(const Problem& p, int64_t counted_rows, T* loss, T* saved)
+      : p_(p),
+        counted_rows_(counted_rows),
+        layout_{p.B, p.K()},
+        prototypes_(p),
+        loss_(loss),
+        saved_(saved) {}
+
+  void run(const Runtime& runtime) {
+    const int64_t K = p_.K(), D = p_.D;
+    double R = 0.0;
+    if (p_.has_diversity()) {
+      const PrototypeRows<double> exact(p_);
+      Scratch<double> pairs(K * K);
+      const PairStatistics statistics = pair_statistics(runtime, exact.get(), K, D, pairs.get());
+      R = statistics.variance;
+      if (saved_ != nullptr)
+        pair_coefficients(pairs.get(), K, statistics.mean, saved_ + layout_.pairs_offset(),
+                          layout_.stride());
     }
-  });
-  write_loss(p, counted_rows, row_loss.get(), loss);
-}
+    const double scale = row_scale(p_, counted_rows_);
+    shared_ = {p_.has_diversity() ? p_.diversity_weight * R : 0.0, scale, 2.0 / p_.sigma * scale};
+    row_loss_.resize(p_.B);
+    const int64_t tasks = (p_.B + kForwardRows - 1) / kForwardRows;
+    parallel(runtime, tasks, kForwardRows * K * (D + 32), [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p_, kForwardRows, D);
+      Scratch<double> q(kForwardRows * K);
+      Scratch<int64_t> nearest(p_.M > 1 ? kForwardRows * p_.C : 0);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = task * kForwardRows;
+        run_rows(first, p_.B - first < kForwardRows ? p_.B - first : kForwardRows, features,
+                 q.get(), nearest.get());
+      }
+    });
+    write_loss(p_, counted_rows_, row_loss_.get(), loss_);
+  }
+
+ private:
+  void run_rows(int64_t first, int64_t rows, FeatureRows<T>& features, double* q,
+                int64_t* nearest) {
+    const int64_t C = p_.C, K = p_.K(), D = p_.D;
+    const T* f = features.rows(first, rows, 0, D);
+    squared_distances(f, features.ld(), rows, prototypes_.get(), D, K, D, q, K);
+    double ratio[kForwardRows] = {};
+    bool finite[kForwardRows] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t y = p_.target_at(first + r);
+      if (y == p_.ignore_index) continue;
+      repair_distances(f + r * features.ld(), prototypes_.get(), D, K, D, q + r * K);
+      finite[r] = true;
+      if (p_.M > 1)
+        finite[r] = reduce_centres(C, p_.M, q + r * K, nearest + r * C);
+      else
+        for (int64_t j = 0; j < C; ++j) finite[r] &= q[r * K + j] == q[r * K + j];
+      ratio[r] = q[r * K + y] / p_.sigma;
+    }
+    if (p_.M == 1)
+      affinities(q, rows * K, -1.0 / p_.sigma);
+    else
+      for (int64_t r = 0; r < rows; ++r) affinities(q + r * K, C, -1.0 / p_.sigma);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = first + r, y = p_.target_at(i);
+      T* c = saved_ ? saved_ + i * layout_.stride() : nullptr;
+      if (y != p_.ignore_index) {
+        row_loss_[i] = few_row(p_, shared_, y, ratio[r], finite[r], q + r * K, nearest + r * C, c);
+        continue;
+      }
+      row_loss_[i] = 0.0;
+      if (c != nullptr)
+        for (int64_t k = 0; k <= K; ++k) c[k] = T{0};
+    }
+  }
+
+  const Problem& p_;
+  const int64_t counted_rows_;
+  const FewLayout layout_;
+  const PrototypeRows<T> prototypes_;
+  RowConstants shared_{};
+  Scratch<double> row_loss_;
+  T* const loss_;
+  T* const saved_;
+};
 
 }  // namespace CFAL_ISA
 }  // namespace cfal

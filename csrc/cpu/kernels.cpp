@@ -16,7 +16,7 @@ void forward_as(const Problem& p, int64_t counted_rows, const Runtime& runtime, 
   T* const typed_loss = static_cast<T*>(loss);
   T* const typed_saved = static_cast<T*>(saved);
   if (p.regime == Regime::kFew)
-    few_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
+    FewForward<T>(p, counted_rows, typed_loss, typed_saved).run(runtime);
   else
     many_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
 }

@@ -1,11 +1,335 @@
+// Many prototypes, backward, chunk of rows by chunk of rows. With v_i = g_i u_i, o_i = g_i c_i,y
+// and the active affinities A,
+//   grad_f_i = v_i (sum_j A_ij w_j - (sum_j A_ij) f_i) - o_i (f_i - w_y)
+//   grad_w_j = sum_i v_i A_ij f_i - (sum_i v_i A_ij) w_j + sum_{y_i = j} o_i (f_i - w_j) + G
+//   dR/dw_j,   G = sum_i g_i dl_i/dR.
+// Features and prototypes are taken about the prototypes' mean where that saves digits. Tiles of A
+// that are all 0 are left out, tiles with few entries go entry by entry, the others through matrix
+// products.
 #pragma once
-#include "few_backward.h"
+
+#include "many_forward.h"
+
 namespace cfal {
 namespace CFAL_ISA {
+
 template <class T>
-struct ManyBackward {
-  ManyBackward(const Problem&, int64_t, const UpstreamView&, const T*, void*, void*) {}
-  void run(const Runtime&) {}
+class ManyBackward {
+ public:
+  ManyBackward(const Problem& p, int64_t counted_rows, const UpstreamView& upstream, const T* saved,
+               void* grad_features, void* grad_prototypes)
+      : p_(p),
+        counted_rows_(counted_rows),
+        upstream_(upstream),
+        layout_{p.B, p.K(), p.D},
+        saved_(saved),
+        grad_features_(grad_features),
+        grad_prototypes_(grad_prototypes) {
+    const int64_t widest = p.K() > p.D ? p.K() : p.D, block = layout_.block_rows();
+    const int64_t fit = kScratchBudget / widest / block * block;
+    chunk_ = fit < block ? block : (fit > 1024 ? 1024 : fit);
+    if (chunk_ > p.B) chunk_ = p.B;
+    tiles_ = (p.K() + kTile - 1) / kTile;
+  }
+
+  void run(const Runtime& runtime) {
+    const int64_t K = p_.K(), D = p_.D, kept = layout_.kept_rows();
+    const ManyGeometry<T> geometry(p_, runtime);
+    geometry_ = &geometry;
+    prepare_prototypes();
+    Scratch<T> recomputed(kept < p_.B ? chunk_ * K : 0),
+        recomputed_state(chunk_ * ManyLayout::kRowState);
+    pulled_.resize(chunk_ * D);
+    fill_.resize(((chunk_ + kRowBlock - 1) / kRowBlock) * tiles_);
+    double diversity_slope = 0.0;
+    for (int64_t first = 0; first < p_.B;) {
+      const bool is_kept = first < kept;
+      const int64_t end = is_kept ? kept : p_.B, rows = end - first < chunk_ ? end - first : chunk_;
+      Chunk chunk{first, rows, saved_ + first * K,
+                  saved_ + layout_.row_state_offset() + first * ManyLayout::kRowState};
+      if (!is_kept) {
+        recompute(runtime, first, rows, recomputed.get(), recomputed_state.get());
+        chunk.active = recomputed.get();
+        chunk.state = recomputed_state.get();
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        if (p_.target_at(first + r) != p_.ignore_index)
+          diversity_slope +=
+              upstream_.at(first + r) * chunk.state[r * ManyLayout::kRowState + kDiversity];
+      count_entries(runtime, chunk);
+      if (grad_features_ != nullptr) add_features(runtime, chunk);
+      if (grad_prototypes_ != nullptr) add_prototypes(runtime, chunk);
+      first += rows;
+    }
+    if (grad_prototypes_ != nullptr) finish_prototypes(runtime, diversity_slope);
+  }
+
+ private:
+  static constexpr int64_t kTile = 128;  // prototypes of one tile
+  static constexpr int64_t kSparseShare =
+      16;  // a tile with fewer than 1 / 16 of its entries goes entry by entry
+
+  struct Chunk {
+    int64_t first, rows;
+    const T* active;  // [rows, K]
+    const T* state;   // [rows, 4]
+  };
+
+  void prepare_prototypes() {
+    const int64_t K = p_.K(), D = p_.D;
+    if (grad_prototypes_ == nullptr) return;
+    in_place_ = p_.prototypes_dtype == dtype_of<T>();
+    if (!in_place_) converted_.resize(K * D);
+    grad_ = in_place_ ? static_cast<T*>(grad_prototypes_) : converted_.get();
+    column_sum_.resize(K);
+    for (int64_t i = 0; i < K * D; ++i) grad_[i] = T{0};
+    for (int64_t k = 0; k < K; ++k) column_sum_[k] = 0.0;
+  }
+
+  void recompute(const Runtime& runtime, int64_t first, int64_t rows, T* active, T* state) {
+    const int64_t K = p_.K(), block = layout_.block_rows();
+    const double R =
+        p_.has_diversity() ? static_cast<double>(saved_[layout_.scalars_offset()]) : 0.0;
+    const RowConstants shared = row_constants(p_, counted_rows_, R);
+    parallel_products(runtime, (rows + block - 1) / block, [&](int64_t begin, int64_t end) {
+      ManyRows<T> block_of_rows(p_, runtime, *geometry_, shared);
+      Scratch<double> loss(block);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t r = task * block, n = rows - r < block ? rows - r : block;
+        block_of_rows.run(first + r, n, active + r * K, state + r * ManyLayout::kRowState,
+                          loss.get());
+      }
+    });
+  }
+
+  // fill_ [row blocks, tiles]: entries that are not 0 (a NaN is one).
+  void count_entries(const Runtime& runtime, const Chunk& chunk) {
+    const int64_t K = p_.K(), blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
+    parallel(runtime, blocks, kRowBlock * K / 8, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block)
+        for (int64_t tile = 0; tile < tiles_; ++tile) {
+          const int64_t last = row_end(chunk, block), n = tile_width(tile);
+          int64_t count = 0;
+          for (int64_t r = block * kRowBlock; r < last; ++r) {
+            const T* a = chunk.active + r * K + tile * kTile;
+            int32_t in_row = 0;
+            for (int64_t k = 0; k < n; ++k) in_row += a[k] != T{0};
+            count += in_row;
+          }
+          fill_[block * tiles_ + tile] = count;
+        }
+    });
+  }
+
+  int64_t row_end(const Chunk& chunk, int64_t block) const {
+    return chunk.rows < (block + 1) * kRowBlock ? chunk.rows : (block + 1) * kRowBlock;
+  }
+  int64_t tile_width(int64_t tile) const {
+    return p_.K() - tile * kTile < kTile ? p_.K() - tile * kTile : kTile;
+  }
+  bool is_dense(int64_t block, int64_t tile) const {
+    return fill_[block * tiles_ + tile] * kSparseShare >= kRowBlock * kTile;
+  }
+
+  // The prototype as the products see it: about the mean if the geometry says so.
+  T prototype_at(int64_t k, int64_t d) const {
+    return geometry_->centred ? static_cast<T>(geometry_->prototypes.row(k)[d] - geometry_->mean[d])
+                              : geometry_->prototypes.row(k)[d];
+  }
+
+  double upstream_of(int64_t i) const {
+    return p_.target_at(i) == p_.ignore_index ? 0.0 : upstream_.at(i);
+  }
+
+  void add_features(const Runtime& runtime, const Chunk& chunk) {
+    const int64_t K = p_.K(), D = p_.D;
+    const bool in_place = p_.features.dtype == dtype_of<T>();
+    parallel_products(
+        runtime, (chunk.rows + kRowBlock - 1) / kRowBlock, [&](int64_t begin, int64_t end) {
+          FeatureRows<T> features(p_, kRowBlock, D);
+          Scratch<T> converted(in_place ? 0 : kRowBlock * D),
+              centred(geometry_->centred ? kTile * D : 0);
+          for (int64_t block = begin; block < end; ++block) {
+            const int64_t r0 = block * kRowBlock, n = row_end(chunk, block) - r0,
+                          i0 = chunk.first + r0;
+            T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
+            __builtin_memset(out, 0, static_cast<size_t>(n * D) * sizeof(T));
+            for (int64_t tile = 0; tile < tiles_;)
+              tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out);
+            const T* f = features.rows(i0, n, 0, D);
+            for (int64_t r = 0; r < n; ++r) {
+              finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
+              if (!in_place)
+                write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
+            }
+          }
+          (void)K;
+        });
+  }
+
+  // out [n, D] += A w over the tiles from `tile` on that can go together; returns the tile after
+  // them.
+  int64_t pull_tiles(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t tile,
+                     int64_t n, T* centred, T* out) {
+    const int64_t K = p_.K(), D = p_.D, r0 = block * kRowBlock;
+    const T* a = chunk.active + r0 * K + tile * kTile;
+    if (is_dense(block, tile)) {
+      int64_t last = tile + 1;
+      if (!geometry_->centred)
+        while (last < tiles_ && is_dense(block, last)) ++last;
+      const int64_t width = (last < tiles_ ? last * kTile : K) - tile * kTile;
+      const T* w = geometry_->prototypes.row(tile * kTile);
+      if (geometry_->centred) {
+        geometry_->centre(w, D, width, centred);
+        w = centred;
+      }
+      gemm(runtime, false, false, n, D, width, 1.0, a, K, w, D, 1.0, out, D);
+      return last;
+    }
+    if (fill_[block * tiles_ + tile] > 0)
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t k = 0; k < tile_width(tile); ++k) {
+          const T value = a[r * K + k];
+          if (value == T{0}) continue;
+          for (int64_t d = 0; d < D; ++d)
+            out[r * D + d] += value * prototype_at(tile * kTile + k, d);
+        }
+    return tile + 1;
+  }
+
+  // out holds sum_j A_ij w_j; turns it into grad_f_i.
+  void finish_features(const Chunk& chunk, int64_t r, const T* f, T* out) const {
+    const int64_t K = p_.K(), D = p_.D, i = chunk.first + r, y = p_.target_at(i);
+    if (y == p_.ignore_index) {
+      for (int64_t d = 0; d < D; ++d) out[d] = T{0};
+      return;
+    }
+    const T* state = chunk.state + r * ManyLayout::kRowState;
+    double sum = 0.0;
+    for (int64_t k = 0; k < K; k += kTile) {
+      T part{};
+      for (int64_t j = k; j < k + kTile && j < K; ++j) part += chunk.active[r * K + j];
+      sum += part;
+    }
+    const double g = upstream_.at(i);
+    const T v = static_cast<T>(g * state[kSlope]), own = static_cast<T>(g * state[kOwn]),
+            total = static_cast<T>(sum);
+    const T* w = geometry_->prototypes.row(y * p_.M + static_cast<int64_t>(state[kOwnCentre]));
+    if (geometry_->centred)
+      for (int64_t d = 0; d < D; ++d)
+        out[d] =
+            v * (out[d] - total * static_cast<T>(f[d] - geometry_->mean[d])) - own * (f[d] - w[d]);
+    else
+      for (int64_t d = 0; d < D; ++d) out[d] = v * (out[d] - total * f[d]) - own * (f[d] - w[d]);
+  }
+
+  void add_prototypes(const Runtime& runtime, const Chunk& chunk) {
+    const int64_t K = p_.K(), D = p_.D, blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
+    Scratch<T> slope(chunk.rows);
+    parallel(runtime, chunk.rows, D, [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p_, 1, D);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t i = chunk.first + r;
+        const T v =
+            static_cast<T>(upstream_of(i) * chunk.state[r * ManyLayout::kRowState + kSlope]);
+        slope[r] = v;
+        T* const out = pulled_.get() + r * D;
+        if (v == T{0}) {  // also an ignored row, whose features may be NaN
+          for (int64_t d = 0; d < D; ++d) out[d] = T{0};
+          continue;
+        }
+        const T* f = features.rows(i, 1, 0, D);
+        if (geometry_->centred)
+          for (int64_t d = 0; d < D; ++d) out[d] = v * static_cast<T>(f[d] - geometry_->mean[d]);
+        else
+          for (int64_t d = 0; d < D; ++d) out[d] = v * f[d];
+      }
+    });
+    parallel_products(runtime, tiles_, [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p_, 1, D);
+      for (int64_t tile = begin; tile < end; ++tile) {
+        T* const grad = grad_ + tile * kTile * D;
+        for (int64_t block = 0; block < blocks;)
+          block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad);
+        for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
+      }
+      (void)K;
+    });
+  }
+
+  // grad [tile, D] += A^T (v f) over the row blocks from `block` on that can go together; returns
+  // the block after them.
+  int64_t push_blocks(const Runtime& runtime, const Chunk& chunk, int64_t tile, int64_t block,
+                      int64_t blocks, const T* slope, T* grad) {
+    const int64_t K = p_.K(), D = p_.D, width = tile_width(tile);
+    int64_t last = block + 1;
+    const bool dense = is_dense(block, tile);
+    if (dense)
+      while (last < blocks && is_dense(last, tile)) ++last;
+    const int64_t r0 = block * kRowBlock, r1 = row_end(chunk, last - 1);
+    if (fill_[block * tiles_ + tile] == 0) return last;
+    const T* a = chunk.active + tile * kTile;
+    if (dense)
+      gemm(runtime, true, false, width, D, r1 - r0, 1.0, a + r0 * K, K, pulled_.get() + r0 * D, D,
+           1.0, grad, D);
+    for (int64_t r = r0; r < r1; ++r)
+      for (int64_t k = 0; k < width; ++k) {
+        const T value = a[r * K + k];
+        if (value == T{0}) continue;
+        column_sum_[tile * kTile + k] += static_cast<double>(slope[r]) * value;
+        if (dense) continue;
+        const T* pulled = pulled_.get() + r * D;
+        for (int64_t d = 0; d < D; ++d) grad[k * D + d] += value * pulled[d];
+      }
+    return last;
+  }
+
+  // The row's own prototype, if it lies in the tile: grad_w_y += o_i (f_i - w_y).
+  void push_own(const Chunk& chunk, int64_t r, int64_t tile, FeatureRows<T>& features, T* grad) {
+    const int64_t D = p_.D, i = chunk.first + r, y = p_.target_at(i);
+    if (y == p_.ignore_index) return;
+    const T* state = chunk.state + r * ManyLayout::kRowState;
+    const int64_t k = y * p_.M + static_cast<int64_t>(state[kOwnCentre]) - tile * kTile;
+    if (k < 0 || k >= tile_width(tile)) return;
+    const T own = static_cast<T>(upstream_.at(i) * state[kOwn]);
+    if (own == T{0}) return;
+    const T *f = features.rows(i, 1, 0, D), *w = geometry_->prototypes.row(tile * kTile + k);
+    for (int64_t d = 0; d < D; ++d) grad[k * D + d] += own * (f[d] - w[d]);
+  }
+
+  void finish_prototypes(const Runtime& runtime, double diversity_slope) {
+    const int64_t K = p_.K(), D = p_.D;
+    parallel(runtime, K, D, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        if (column_sum_[k] != 0.0)
+          for (int64_t d = 0; d < D; ++d)
+            grad_[k * D + d] -= static_cast<T>(column_sum_[k]) * prototype_at(k, d);
+    });
+    if (p_.has_diversity() && diversity_slope != 0.0) {
+      const T* const matrix = layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr;
+      ManyDiversity<T>(p_, runtime, *geometry_)
+          .add_gradient(diversity_slope, static_cast<double>(saved_[layout_.scalars_offset() + 1]),
+                        matrix, grad_);
+    }
+    if (!in_place_) write_row(grad_prototypes_, p_.prototypes_dtype, 0, K * D, grad_);
+  }
+
+  const Problem& p_;
+  const int64_t counted_rows_;
+  const UpstreamView& upstream_;
+  const ManyLayout layout_;
+  const T* const saved_;
+  void* const grad_features_;
+  void* const grad_prototypes_;
+  const ManyGeometry<T>* geometry_ = nullptr;
+  int64_t chunk_, tiles_;
+  bool in_place_ = true;
+  T* grad_ = nullptr;           // [K, D]
+  Scratch<T> converted_;        // grad_ where the prototypes are not of type T
+  Scratch<double> column_sum_;  // [K] sum_i v_i A_ij
+  Scratch<T> pulled_;           // [chunk, D] v_i f_i
+  Scratch<int64_t> fill_;
 };
+
 }  // namespace CFAL_ISA
 }  // namespace cfal

@@ -175,6 +175,7 @@ class PrototypeRows {
 
   const T* get() const { return data_; }
   const T* row(int64_t k) const { return data_ + k * d_; }
+  int64_t columns() const { return d_; }
 
  private:
   int64_t d_;

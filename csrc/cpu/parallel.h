@@ -32,8 +32,8 @@ void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, cons
       const_cast<Body*>(&body));
 }
 
-// The same for tasks that multiply matrices: always inside the runtime's parallel region, where its
-// products run on the calling thread alone, also when there is one task (a second, empty one opens
+// The same for tasks that multiply matrices: always inside the runtime's parallel region, where a
+// product runs on the calling thread alone, also when there is one task (a second, empty one opens
 // the region).
 template <class Body>
 void parallel_products(const Runtime& runtime, int64_t tasks, const Body& body) {
@@ -46,9 +46,21 @@ void parallel_products(const Runtime& runtime, int64_t tasks, const Body& body) 
       tasks < 2 ? 2 : tasks, 1,
       [](int64_t begin, int64_t end, void* pointer) {
         const Context& c = *static_cast<const Context*>(pointer);
-        for (int64_t task = begin; task < end && task < c.tasks; ++task) (*c.body)(task);
+        if (end > c.tasks) end = c.tasks;
+        if (begin < end) (*c.body)(begin, end);
       },
       &context);
+}
+
+// The runtime's product for the type at hand.
+template <class T>
+inline void gemm(const Runtime& runtime, bool ta, bool tb, int64_t m, int64_t n, int64_t k,
+                 double alpha, const T* a, int64_t lda, const T* b, int64_t ldb, double beta, T* c,
+                 int64_t ldc) {
+  if constexpr (sizeof(T) == 8)
+    runtime.gemm_f64(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else
+    runtime.gemm_f32(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 }  // namespace CFAL_ISA

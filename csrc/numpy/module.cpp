@@ -23,8 +23,7 @@ DType float_type(const py::array& array, const char* name) {
   if (py::isinstance<py::array_t<float>>(array)) return DType::kFloat32;
   if (py::isinstance<py::array_t<double>>(array)) return DType::kFloat64;
   const py::dtype type = array.dtype();
-  if (type.kind() == 'f' && type.itemsize() == 2 && type.byteorder() != '>')
-    return DType::kFloat16;
+  if (type.kind() == 'f' && type.itemsize() == 2 && type.byteorder() != '>') return DType::kFloat16;
   throw py::type_error("cfal: " + std::string(name) +
                        " must be float16, float32 or float64 in native byte order");
 }
@@ -58,8 +57,12 @@ struct Arguments {
     require(target.shape(0) == p.B, "features have " + std::to_string(p.B) + " rows, target " +
                                         std::to_string(target.shape(0)));
     require(p.C > 0 && p.M > 0 && p.D > 0, "prototypes must not be empty");
-    p.features = {features.data(), float_type(features, "features"), p.B, p.D,
-                  stride(features, 0, "features"), stride(features, 1, "features")};
+    p.features = {features.data(),
+                  float_type(features, "features"),
+                  p.B,
+                  p.D,
+                  stride(features, 0, "features"),
+                  stride(features, 1, "features")};
     p.prototypes = prototypes.data();
     p.prototypes_dtype = float_type(prototypes, "prototypes");
     for (int d = 0; d < 3; ++d) p.prototype_strides[d] = stride(prototypes, d, "prototypes");

@@ -1,0 +1,116 @@
+// Many prototypes: where the data lie, and therefore how far a matrix product can be trusted. The
+// expansion q = |f|^2 + |w|^2 - 2 f w loses the digits by which |f|^2 + |w|^2 exceeds q, so its
+// error in q / sigma is about eps (|f|^2 + |w|^2) / sigma. Small norms: products of the data as
+// they are. Otherwise: in double, about the prototypes' mean.
+#pragma once
+
+#include "distance.h"
+#include "pack.h"
+#include "parallel.h"
+
+namespace cfal {
+namespace CFAL_ISA {
+
+// Largest (|f|^2 + |w|^2) / sigma for which a float32 product keeps an affinity to about 1e-6.
+constexpr double kTrustedNorm = 8.0;
+// Prototypes closer together than this fraction of their (squared) norm are taken about their mean.
+constexpr double kTrustedSpread = 1.0 / 64;
+
+template <class T>
+inline double squared_norm(const T* x, int64_t n) {
+  double sum = 0.0;
+  int64_t d = 0;
+  for (; d + kDistanceBlock <= n; d += kDistanceBlock) {
+    Vec<T> lanes{};
+    for (int64_t i = 0; i < kDistanceBlock; i += kLanes<T>)
+      lanes += load(x + d + i) * load(x + d + i);
+    sum += sum_lanes<T>(lanes);
+  }
+  Vec<T> lanes{};
+  for (; d + kLanes<T> <= n; d += kLanes<T>) lanes += load(x + d) * load(x + d);
+  if (d < n) lanes += load_first(x + d, n - d) * load_first(x + d, n - d);
+  return sum + sum_lanes<T>(lanes);
+}
+
+template <class T>
+inline bool all_finite(const T* x, int64_t n) {
+  for (int64_t d = 0; d < n; ++d)
+    if (!(x[d] - x[d] == T{0})) return false;
+  return true;
+}
+
+template <class T>
+class ManyGeometry {
+ public:
+  ManyGeometry(const Problem& p, const Runtime& runtime)
+      : prototypes(p),
+        sigma(p.sigma),
+        norm(p.K()),
+        centred_norm(p.K()),
+        mean(p.D),
+        feature_norm(p.B) {
+    const int64_t K = p.K(), D = p.D;
+    for (int64_t d = 0; d < D; ++d) mean[d] = 0.0;
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t d = 0; d < D; ++d) mean[d] += prototypes.row(k)[d];
+    for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<double>(K);
+    parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        norm[k] = squared_norm(prototypes.row(k), D);
+        double sum = 0.0;
+        for (int64_t d = 0; d < D; ++d) {
+          const double x = prototypes.row(k)[d] - mean[d];
+          sum += x * x;
+        }
+        centred_norm[k] = sum;
+      }
+    });
+    constexpr int64_t kRows = 64;
+    parallel(runtime, (p.B + kRows - 1) / kRows, kRows * D, [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p, 1, D);
+      for (int64_t i = begin * kRows; i < end * kRows && i < p.B; ++i)
+        feature_norm[i] =
+            p.target_at(i) == p.ignore_index ? 0.0 : squared_norm(features.rows(i, 1, 0, D), D);
+    });
+    double largest_feature = 0.0, sum = 0.0, centred_sum = 0.0;
+    for (int64_t k = 0; k < K; ++k) {
+      if (!(norm[k] < __builtin_inf())) finite_prototypes &= all_finite(prototypes.row(k), D);
+      largest_norm = norm[k] > largest_norm ? norm[k] : largest_norm;
+      largest_centred_norm =
+          centred_norm[k] > largest_centred_norm ? centred_norm[k] : largest_centred_norm;
+      sum += norm[k];
+      centred_sum += centred_norm[k];
+    }
+    for (int64_t i = 0; i < p.B; ++i)
+      largest_feature = feature_norm[i] > largest_feature ? feature_norm[i] : largest_feature;
+    centred = !(largest_norm + largest_feature <= kTrustedNorm * p.sigma) ||
+              !(centred_sum >= kTrustedSpread * sum);
+  }
+
+  // rows [rows, D] minus the mean, as U.
+  template <class U>
+  void centre(const T* rows, int64_t ld, int64_t count, U* out) const {
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t d = 0; d < columns(); ++d)
+        out[r * columns() + d] = static_cast<U>(rows[r * ld + d] - mean[d]);
+  }
+  int64_t columns() const { return prototypes.columns(); }
+
+  // Bound of the error in q / sigma of a product in arithmetic of relative error `epsilon`.
+  double product_error(double epsilon, double f_norm) const {
+    return epsilon * (f_norm + (centred ? largest_centred_norm : largest_norm)) / sigma;
+  }
+
+  const PrototypeRows<T> prototypes;
+  const double sigma;
+  Scratch<double> norm;          // [K] |w_k|^2
+  Scratch<double> centred_norm;  // [K] |w_k - mean|^2
+  Scratch<double> mean;          // [D]
+  Scratch<double> feature_norm;  // [B] |f_i|^2, 0 for ignored rows
+  double largest_norm = 0.0, largest_centred_norm = 0.0;
+  bool centred = false;  // take everything about the mean
+  bool finite_prototypes = true;
+};
+
+}  // namespace CFAL_ISA
+}  // namespace cfal

@@ -1,0 +1,292 @@
+// Many prototypes: one block of rows from features to losses and active affinities,
+//   A_ij = a_ij if the hinge of class j is active, else 0   (stored at the nearest prototype of the
+//   class; the own class is 0), c_ij = u_i A_ij for j != y,  u_i = (2 / sigma) m_i,   with the own
+//   class kept apart as the scalar c_i,y.
+// Distances come from a matrix product, decisions do not: an entry whose hinge or nearest centre is
+// within the product's error is computed again by direct differences. The own class is always
+// direct.
+#pragma once
+
+#include "../core/saved.h"
+#include "few_forward.h"
+#include "many_geometry.h"
+
+namespace cfal {
+namespace CFAL_ISA {
+
+// Columns of the row state.
+enum RowState : int64_t { kSlope = 0, kOwn = 1, kDiversity = 2, kOwnCentre = 3 };
+
+template <class G>
+constexpr double kProductError = sizeof(G) == 8 ? 4e-16 : 3e-7;
+// Error of q / sigma that is passed on; beyond it the entry is computed directly.
+template <class T>
+constexpr double kToleratedError = sizeof(T) == 8 ? 2e-13 : 4e-6;
+
+constexpr int64_t kRowsMax = kRowBlock;
+
+template <class T>
+class ManyRows {
+ public:
+  ManyRows(const Problem& p, const Runtime& runtime, const ManyGeometry<T>& geometry,
+           const RowConstants& shared)
+      : p_(p),
+        runtime_(runtime),
+        geometry_(geometry),
+        shared_(shared),
+        features_(p, kRowsMax, p.D) {
+    if (p.M > 1) {
+      nearest_.resize(p.C);
+      compact_.resize(p.C);
+      compact_q_.resize(p.C);
+    }
+    if (uses_tiles()) {
+      const int64_t fit = (int64_t{1} << 17) / p.D;  // 1 MiB of doubles
+      const int64_t classes = (fit < 512 ? fit : 512) / p.M;
+      tile_ = (classes < 1 ? 1 : (classes < p.C ? classes : p.C)) * p.M;
+      centred_features_.resize(kRowsMax * p.D);
+      centred_prototypes_.resize(tile_ * p.D);
+      products_.resize(kRowsMax * tile_);
+    }
+  }
+
+  // Rows [first, first + rows), rows <= kRowsMax: active [rows, K], state [rows, 4], loss [rows].
+  void run(int64_t first, int64_t rows, T* active, T* state, double* loss) {
+    const int64_t K = p_.K(), D = p_.D;
+    const T* f = features_.rows(first, rows, 0, D);
+    for (int64_t r = 0; r < rows; ++r) start_row(first + r, f + r * features_.ld(), rows_[r]);
+    if (uses_tiles()) {
+      geometry_.centre(f, features_.ld(), rows, centred_features_.get());
+      for (int64_t k = 0; k < K; k += tile_) {
+        const int64_t n = K - k < tile_ ? K - k : tile_;
+        geometry_.centre(geometry_.prototypes.row(k), D, n, centred_prototypes_.get());
+        runtime_.gemm_f64(false, true, rows, n, D, 1.0, centred_features_.get(), D,
+                          centred_prototypes_.get(), D, 0.0, products_.get(), n);
+        for (int64_t r = 0; r < rows; ++r) {
+          const double norm = squared_norm(centred_features_.get() + r * D, D);
+          add_classes(rows_[r], f + r * features_.ld(), norm, geometry_.centred_norm.get() + k, k,
+                      n, products_.get() + r * n, active + r * K + k);
+        }
+      }
+    } else {
+      gemm(runtime_, false, true, rows, K, D, 1.0, f, features_.ld(), geometry_.prototypes.get(), D,
+           0.0, active, K);
+      for (int64_t r = 0; r < rows; ++r)
+        add_classes(rows_[r], f + r * features_.ld(), geometry_.feature_norm[first + r],
+                    geometry_.norm.get(), 0, K, active + r * K, active + r * K);
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      finish_row(rows_[r], active + r * K, state + r * ManyLayout::kRowState, loss + r);
+  }
+
+ private:
+  struct RowAtHand {
+    int64_t y;
+    bool counted, finite;
+    int64_t own_centre;  // within the class
+    double ratio, s;     // q_iy / sigma and the own affinity
+    double hinge_sum, active;
+  };
+
+  bool uses_tiles() const { return geometry_.centred; }
+
+  // Own class by direct differences over its M centres.
+  void start_row(int64_t i, const T* f, RowAtHand& row) {
+    const int64_t y = p_.target_at(i);
+    row = {y, y != p_.ignore_index, true, 0, 0.0, 0.0, 0.0, 0.0};
+    if (!row.counted) return;
+    double best = squared_distance(f, geometry_.prototypes.row(y * p_.M), p_.D);
+    row.finite = geometry_.finite_prototypes &&
+                 (geometry_.feature_norm[i] < __builtin_inf() || all_finite(f, p_.D));
+    for (int64_t m = 1; m < p_.M; ++m) {
+      const double q = squared_distance(f, geometry_.prototypes.row(y * p_.M + m), p_.D);
+      if (q < best) {
+        best = q;
+        row.own_centre = m;
+      }
+    }
+    row.ratio = best / p_.sigma;
+    affinities(&best, 1, -1.0 / p_.sigma);
+    row.s = best;
+  }
+
+  // Classes of the prototypes [k, k + n): products [n] = f w in, active affinities [n] out (may be
+  // the same memory).
+  template <class G>
+  void add_classes(RowAtHand& row, const T* f, double f_norm, const double* w_norm, int64_t k,
+                   int64_t n, G* products, T* active) {
+    if (!row.counted || !row.finite) {
+      for (int64_t i = 0; i < n; ++i)
+        active[i] = row.counted ? static_cast<T>(__builtin_nan("")) : T{0};
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const double q = f_norm + w_norm[i] - 2.0 * products[i];
+      products[i] = static_cast<G>(q < 0.0 ? 0.0 : q);
+    }
+    const double error = geometry_.product_error(kProductError<G>, f_norm);
+    const int64_t first_class = k / p_.M, classes = n / p_.M;
+    if (p_.M == 1) {
+      hinge_classes(
+          row, f, first_class, classes, error, products, [](int64_t c) { return c; }, active);
+      return;
+    }
+    double* q = compact_q_.get();
+    for (int64_t c = 0; c < classes; ++c)
+      q[c] = nearest_centre(f, k + c * p_.M, error, products + c * p_.M, c);
+    hinge_classes(
+        row, f, first_class, classes, error, q, [&](int64_t c) { return k + nearest_[c]; },
+        compact_.get());
+    for (int64_t i = 0; i < n; ++i) active[i] = T{0};
+    for (int64_t c = 0; c < classes; ++c) active[nearest_[c]] = compact_[c];
+  }
+
+  // Nearest of the M centres from prototype k on; those within the error of the smallest are
+  // compared directly.
+  template <class G>
+  double nearest_centre(const T* f, int64_t k, double error, const G* q, int64_t c) {
+    double best = q[0];
+    for (int64_t m = 1; m < p_.M; ++m) best = q[m] < best ? q[m] : best;
+    const double band = 2.0 * error * p_.sigma;
+    int64_t close = 0, nearest = 0;
+    for (int64_t m = p_.M - 1; m >= 0; --m)
+      if (!(q[m] > best + band)) {
+        ++close;
+        nearest = m;
+      }
+    if (close > 1) {
+      double smallest = __builtin_inf();
+      for (int64_t m = p_.M - 1; m >= 0; --m) {
+        if (q[m] > best + band) continue;
+        const double exact = squared_distance(f, geometry_.prototypes.row(k + m), p_.D);
+        if (exact <= smallest) {  // ties go to the lowest index
+          smallest = exact;
+          nearest = m;
+        }
+      }
+      best = smallest;
+    }
+    nearest_[c] = c * p_.M + nearest;
+    return best;
+  }
+
+  // h_ij and A_ij for all classes but the own one.
+  template <class G, class Prototype>
+  void hinge_classes(RowAtHand& row, const T* f, int64_t first_class, int64_t classes, double error,
+                     const G* q, const Prototype& prototype, T* active) {
+    const int64_t own = row.y - first_class;
+    // Nothing of the product is trusted where even passing its error on would show.
+    const bool direct = error > kToleratedError<T>;
+    if (own < 0 || own >= classes) {
+      hinge_range(row, f, 0, classes, error, direct, q, prototype, active);
+      return;
+    }
+    hinge_range(row, f, 0, own, error, direct, q, prototype, active);
+    active[own] = T{0};
+    hinge_range(row, f, own + 1, classes, error, direct, q, prototype, active);
+  }
+
+  template <class G, class Prototype>
+  void hinge_range(RowAtHand& row, const T* f, int64_t begin, int64_t end, double error,
+                   bool direct, const G* q, const Prototype& prototype, T* active) {
+    constexpr int64_t kBlock =
+        1024;  // classes summed in G's lanes before they are added up in double
+    using V = Vec<G>;
+    const V scale = V{} + static_cast<G>(-1.0 / p_.sigma),
+            slack = V{} + static_cast<G>(p_.margin - row.s);
+    const V band = V{} + static_cast<G>(2.0 * error + 8.0 * kProductError<G>);
+    const V zero{}, one = V{} + G{1}, unsure = V{} + G{-1};
+    for (int64_t block = begin; block < end; block += kBlock) {
+      const int64_t last = block + kBlock < end ? block + kBlock : end;
+      V sum{}, count{}, doubtful{};
+      for (int64_t c = block; c < last; c += kLanes<G>) {
+        const int64_t lanes = last - c < kLanes<G> ? last - c : kLanes<G>;
+        const V distance = lanes == kLanes<G> ? load(q + c) : load_first(q + c, lanes);
+        const V a = exp_nonpositive<G>(distance * scale);
+        const V h = slack + a;
+        const V doubt =
+            band * (a + static_cast<G>(0.05));  // of a, and of the rounding of lambda - s
+        auto sure = h > doubt;
+        auto off = h < zero - doubt;
+        if (direct) {  // only an affinity of exactly 0 is beyond doubt
+          const auto vanished = distance * scale < zero - static_cast<G>(750.0 + error);
+          sure = sure & vanished;
+          off = off & vanished;
+        }
+        const V value = sure ? a : (off ? zero : unsure);
+        V contribution = sure ? h : zero, counted = sure ? one : zero;
+        V doubted = value == unsure ? one : zero;
+        if (lanes < kLanes<G>) {
+          for (int64_t l = lanes; l < kLanes<G>; ++l)
+            contribution[l] = counted[l] = doubted[l] = G{0};
+        }
+        sum += contribution;
+        count += counted;
+        doubtful += doubted;
+        write(active + c, value, lanes);
+      }
+      row.hinge_sum += sum_lanes<G>(sum);
+      row.active += sum_lanes<G>(count);
+      if (sum_lanes<G>(doubtful) != 0.0)
+        for (int64_t c = block; c < last; ++c)
+          if (active[c] == T{-1}) active[c] = settle(row, f, prototype(c));
+    }
+  }
+
+  // An entry in doubt, by direct differences in double.
+  T settle(RowAtHand& row, const T* f, int64_t k) {
+    double a = squared_distance(f, geometry_.prototypes.row(k), p_.D);
+    affinities(&a, 1, -1.0 / p_.sigma);
+    const double h = p_.margin - row.s + a;
+    if (h != h) row.finite = false;
+    if (!(h > 0.0)) return T{0};
+    row.hinge_sum += h;
+    row.active += 1.0;
+    return static_cast<T>(a);
+  }
+
+  static void write(T* out, Vec<T> value, int64_t lanes) {
+    if (lanes == kLanes<T>)
+      store(out, value);
+    else
+      store_first(out, value, lanes);
+  }
+  template <class G>
+  static void write(float* out, G value, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; ++l) out[l] = static_cast<float>(value[l]);
+  }
+
+  void finish_row(const RowAtHand& row, T* active, T* state, double* loss) {
+    *loss = 0.0;
+    for (int64_t i = 0; i < ManyLayout::kRowState; ++i) state[i] = T{0};
+    if (!row.counted) return;
+    const double poison = row.finite ? 0.0 : __builtin_nan("");
+    const RowTerms terms = row_terms({row.ratio, row.s, row.hinge_sum + poison, row.active,
+                                      shared_.diversity, p_.class_weight_at(row.y)},
+                                     p_.gamma, p_.detach_focal);
+    *loss = terms.loss;
+    state[kSlope] = static_cast<T>(shared_.u * terms.hinge_slope + poison);
+    state[kOwn] =
+        static_cast<T>((row.s == 0.0 ? 0.0 : shared_.u * terms.own_slope * row.s) + poison);
+    state[kDiversity] = static_cast<T>(
+        p_.has_diversity() ? p_.diversity_weight * terms.hinge_slope * shared_.scale : 0.0);
+    state[kOwnCentre] = static_cast<T>(row.own_centre);
+    if (!row.finite)
+      for (int64_t k = 0; k < p_.K(); ++k) active[k] = static_cast<T>(poison);
+  }
+
+  const Problem& p_;
+  const Runtime& runtime_;
+  const ManyGeometry<T>& geometry_;
+  const RowConstants shared_;
+  FeatureRows<T> features_;
+  RowAtHand rows_[kRowsMax];
+  int64_t tile_ = 0;
+  Scratch<double> centred_features_, centred_prototypes_, products_;
+  Scratch<int64_t> nearest_;  // [C] within the tile
+  Scratch<T> compact_;        // [C] active affinities by class
+  Scratch<double> compact_q_;
+};
+
+}  // namespace CFAL_ISA
+}  // namespace cfal
