@@ -3,9 +3,13 @@
 // reading what is not there.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "../cpu/cfal.h"
 #include "runtime.h"
@@ -36,63 +40,63 @@ int64_t stride(const py::array& array, int axis, const char* name) {
   return bytes / item;
 }
 
-struct Arguments {
-  py::array features, prototypes, target;
-  std::optional<py::array> class_weights;
+struct Parameters {
   double sigma, margin, gamma, diversity_weight;
   bool detach_focal;
   int64_t reduction, ignore_index, regime;
-
-  Problem problem() const {
-    require(features.ndim() == 2 && prototypes.ndim() == 3 && target.ndim() == 1,
-            "features, prototypes and target must have 2, 3 and 1 dimensions");
-    Problem p;
-    p.B = features.shape(0);
-    p.D = features.shape(1);
-    p.C = prototypes.shape(0);
-    p.M = prototypes.shape(1);
-    require(prototypes.shape(2) == p.D, "features have " + std::to_string(p.D) +
-                                            " columns, prototypes " +
-                                            std::to_string(prototypes.shape(2)));
-    require(target.shape(0) == p.B, "features have " + std::to_string(p.B) + " rows, target " +
-                                        std::to_string(target.shape(0)));
-    require(p.C > 0 && p.M > 0 && p.D > 0, "prototypes must not be empty");
-    p.features = {features.data(),
-                  float_type(features, "features"),
-                  p.B,
-                  p.D,
-                  stride(features, 0, "features"),
-                  stride(features, 1, "features")};
-    p.prototypes = prototypes.data();
-    p.prototypes_dtype = float_type(prototypes, "prototypes");
-    for (int d = 0; d < 3; ++d) p.prototype_strides[d] = stride(prototypes, d, "prototypes");
-    p.target_is_int32 = py::isinstance<py::array_t<int32_t>>(target);
-    if (!p.target_is_int32 && !py::isinstance<py::array_t<int64_t>>(target))
-      throw py::type_error("cfal: target must be int64 or int32 in native byte order");
-    p.target = target.data();
-    p.target_stride = stride(target, 0, "target");
-    if (class_weights) {
-      require(class_weights->ndim() == 1 && class_weights->shape(0) == p.C,
-              "class_weights must have " + std::to_string(p.C) + " elements");
-      p.class_weights_dtype = float_type(*class_weights, "class_weights");
-      require(p.class_weights_dtype != DType::kFloat16, "class_weights must be float32 or float64");
-      p.class_weights = class_weights->data();
-      p.class_weights_stride = stride(*class_weights, 0, "class_weights");
-    }
-    require(sigma > 0, "sigma must be positive");
-    require(reduction >= 0 && reduction <= 2, "reduction must be 0, 1 or 2");
-    require(regime == 0 || regime == 1, "regime must be 0 or 1");
-    p.sigma = sigma;
-    p.margin = margin;
-    p.gamma = gamma;
-    p.diversity_weight = diversity_weight;
-    p.detach_focal = detach_focal;
-    p.reduction = static_cast<Reduction>(reduction);
-    p.ignore_index = ignore_index;
-    p.regime = static_cast<Regime>(regime);
-    return p;
-  }
 };
+
+Problem make_problem(const py::array& features, const py::array& prototypes,
+                     const py::array& target, const std::optional<py::array>& class_weights,
+                     const Parameters& parameters) {
+  require(features.ndim() == 2 && prototypes.ndim() == 3 && target.ndim() == 1,
+          "features, prototypes and target must have 2, 3 and 1 dimensions");
+  Problem p;
+  p.B = features.shape(0);
+  p.D = features.shape(1);
+  p.C = prototypes.shape(0);
+  p.M = prototypes.shape(1);
+  require(prototypes.shape(2) == p.D, "features have " + std::to_string(p.D) +
+                                          " columns, prototypes " +
+                                          std::to_string(prototypes.shape(2)));
+  require(target.shape(0) == p.B, "features have " + std::to_string(p.B) + " rows, target " +
+                                      std::to_string(target.shape(0)));
+  require(p.C > 0 && p.M > 0 && p.D > 0, "prototypes must not be empty");
+  p.features = {features.data(),
+                float_type(features, "features"),
+                p.B,
+                p.D,
+                stride(features, 0, "features"),
+                stride(features, 1, "features")};
+  p.prototypes = prototypes.data();
+  p.prototypes_dtype = float_type(prototypes, "prototypes");
+  for (int d = 0; d < 3; ++d) p.prototype_strides[d] = stride(prototypes, d, "prototypes");
+  p.target_is_int32 = py::isinstance<py::array_t<int32_t>>(target);
+  if (!p.target_is_int32 && !py::isinstance<py::array_t<int64_t>>(target))
+    throw py::type_error("cfal: target must be int64 or int32 in native byte order");
+  p.target = target.data();
+  p.target_stride = stride(target, 0, "target");
+  if (class_weights) {
+    require(class_weights->ndim() == 1 && class_weights->shape(0) == p.C,
+            "class_weights must have " + std::to_string(p.C) + " elements");
+    p.class_weights_dtype = float_type(*class_weights, "class_weights");
+    require(p.class_weights_dtype != DType::kFloat16, "class_weights must be float32 or float64");
+    p.class_weights = class_weights->data();
+    p.class_weights_stride = stride(*class_weights, 0, "class_weights");
+  }
+  require(parameters.sigma > 0, "sigma must be positive");
+  require(parameters.reduction >= 0 && parameters.reduction <= 2, "reduction must be 0, 1 or 2");
+  require(parameters.regime == 0 || parameters.regime == 1, "regime must be 0 or 1");
+  p.sigma = parameters.sigma;
+  p.margin = parameters.margin;
+  p.gamma = parameters.gamma;
+  p.diversity_weight = parameters.diversity_weight;
+  p.detach_focal = parameters.detach_focal;
+  p.reduction = static_cast<Reduction>(parameters.reduction);
+  p.ignore_index = parameters.ignore_index;
+  p.regime = static_cast<Regime>(parameters.regime);
+  return p;
+}
 
 int64_t count_rows(const Problem& p) {
   int64_t counted = 0;
@@ -105,92 +109,92 @@ int64_t count_rows(const Problem& p) {
   return counted;
 }
 
-py::array empty_like_type(DType type, std::vector<py::ssize_t> shape) {
+DType compute_type(const Problem& p) {
+  return computes_in_double(p) ? DType::kFloat64 : DType::kFloat32;
+}
+
+py::array empty(std::vector<py::ssize_t> shape, DType type) {
   const char* name = type == DType::kFloat16 ? "f2" : type == DType::kFloat32 ? "f4" : "f8";
   return py::array(py::dtype(name), std::move(shape));
 }
 
-// (loss, grad_features, grad_prototypes); the gradients are None where they are not wanted.
-// grad_loss is a number for the reductions "mean" and "sum", an array [B] for "none".
-py::tuple loss_and_gradients(const Arguments& arguments, const py::array& grad_loss,
-                             bool want_features, bool want_prototypes, int threads) {
-  const Problem p = arguments.problem();
+py::tuple forward(const py::array& features, const py::array& prototypes, const py::array& target,
+                  const std::optional<py::array>& class_weights, double sigma, double margin,
+                  double gamma, double diversity_weight, bool detach_focal, int64_t reduction,
+                  int64_t ignore_index, int64_t regime, bool save, int threads) {
+  const Problem p = make_problem(
+      features, prototypes, target, class_weights,
+      {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  const DType type = computes_in_double(p) ? DType::kFloat64 : DType::kFloat32;
-  const bool per_row = p.reduction == Reduction::kNone;
-  const bool differentiate = want_features || want_prototypes;
-
-  UpstreamView upstream{grad_loss.data(), float_type(grad_loss, "grad_loss"), 0};
-  require(upstream.dtype != DType::kFloat16, "grad_loss must be float32 or float64");
-  require(grad_loss.ndim() == (per_row ? 1 : 0) && (!per_row || grad_loss.shape(0) == p.B),
-          "grad_loss must have the shape of the loss");
-  if (per_row) upstream.stride = stride(grad_loss, 0, "grad_loss");
-
-  using Shape = std::vector<py::ssize_t>;
-  py::array loss = empty_like_type(type, per_row ? Shape{p.B} : Shape{});
-  py::array saved = empty_like_type(type, Shape{differentiate ? saved_numel(p) : 0});
-  py::object grad_features = py::none(), grad_prototypes = py::none();
-  void *features_out = nullptr, *prototypes_out = nullptr;
-  if (want_features) {
-    py::array array = empty_like_type(p.features.dtype, {p.B, p.D});
-    features_out = array.mutable_data();
-    grad_features = array;
-  }
-  if (want_prototypes) {
-    py::array array = empty_like_type(p.prototypes_dtype, {p.C, p.M, p.D});
-    prototypes_out = array.mutable_data();
-    grad_prototypes = array;
-  }
+  const DType type = compute_type(p);
+  py::array loss = p.reduction == Reduction::kNone ? empty({p.B}, type) : empty({}, type);
+  py::array saved = empty({save ? saved_numel(p) : 0}, type);
   void* const loss_out = loss.mutable_data();
-  void* const saved_out = differentiate ? saved.mutable_data() : nullptr;
-
+  void* const saved_out = save ? saved.mutable_data() : nullptr;
   HostThreads host(threads);
   {
     const py::gil_scoped_release release;
-    forward(p, counted, host.runtime(), loss_out, saved_out);
-    if (differentiate)
-      backward(p, counted, upstream, saved_out, host.runtime(), features_out, prototypes_out);
+    cfal::forward(p, counted, host.runtime(), loss_out, saved_out);
   }
   host.rethrow();
-  return py::make_tuple(loss, grad_features, grad_prototypes);
+  return py::make_tuple(loss, saved);
+}
+
+py::tuple backward(const py::array& grad_loss, const py::array& saved, const py::array& features,
+                   const py::array& prototypes, const py::array& target,
+                   const std::optional<py::array>& class_weights, double sigma, double margin,
+                   double gamma, double diversity_weight, bool detach_focal, int64_t reduction,
+                   int64_t ignore_index, int64_t regime, int threads) {
+  const Problem p = make_problem(
+      features, prototypes, target, class_weights,
+      {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
+  const int64_t counted = count_rows(p);
+  require(saved.ndim() == 1 && saved.shape(0) == saved_numel(p) &&
+              float_type(saved, "saved") == compute_type(p) &&
+              (saved.shape(0) < 2 || stride(saved, 0, "saved") == 1),
+          "saved does not belong to these inputs");
+  const bool per_row = p.reduction == Reduction::kNone;
+  require(grad_loss.ndim() == (per_row ? 1 : 0) && (!per_row || grad_loss.shape(0) == p.B),
+          "grad_loss must have the shape of the loss");
+  const DType grad_type = float_type(grad_loss, "grad_loss");
+  require(grad_type != DType::kFloat16, "grad_loss must be float32 or float64");
+  const UpstreamView upstream{grad_loss.data(), grad_type,
+                              per_row ? stride(grad_loss, 0, "grad_loss") : 0};
+  py::array grad_features = empty({p.B, p.D}, p.features.dtype);
+  py::array grad_prototypes = empty({p.C, p.M, p.D}, p.prototypes_dtype);
+  void* const features_out = grad_features.mutable_data();
+  void* const prototypes_out = grad_prototypes.mutable_data();
+  const void* const saved_in = saved.data();
+  HostThreads host(threads);
+  {
+    const py::gil_scoped_release release;
+    cfal::backward(p, counted, upstream, saved_in, host.runtime(), features_out, prototypes_out);
+  }
+  host.rethrow();
+  return py::make_tuple(grad_features, grad_prototypes);
+}
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["isa_in_use"] = active_isa();
+  facts["isa_compiled"] = compiled_isas();
+  return facts;
 }
 
 }  // namespace
 }  // namespace cfal::numpy_door
 
 PYBIND11_MODULE(_numpy_door, m) {
-  using cfal::numpy_door::Arguments;
-  m.doc() = "The CPU kernels of cfal_kernels on NumPy arrays; use cfal_kernels.numpy.";
-  m.def(
-      "loss_and_gradients",
-      [](py::array features, py::array prototypes, py::array target,
-         std::optional<py::array> class_weights, double sigma, double margin, double gamma,
-         double diversity_weight, bool detach_focal, int64_t reduction, int64_t ignore_index,
-         int64_t regime, py::array grad_loss, bool want_features, bool want_prototypes,
-         int threads) {
-        const Arguments arguments{std::move(features),
-                                  std::move(prototypes),
-                                  std::move(target),
-                                  std::move(class_weights),
-                                  sigma,
-                                  margin,
-                                  gamma,
-                                  diversity_weight,
-                                  detach_focal,
-                                  reduction,
-                                  ignore_index,
-                                  regime};
-        return cfal::numpy_door::loss_and_gradients(arguments, grad_loss, want_features,
-                                                    want_prototypes, threads);
-      },
-      py::arg("features").noconvert(), py::arg("prototypes").noconvert(),
-      py::arg("target").noconvert(), py::arg("class_weights").none(true), py::kw_only(),
-      py::arg("sigma"), py::arg("margin"), py::arg("gamma"), py::arg("diversity_weight"),
-      py::arg("detach_focal"), py::arg("reduction"), py::arg("ignore_index"), py::arg("regime"),
-      py::arg("grad_loss"), py::arg("want_features"), py::arg("want_prototypes"),
-      py::arg("threads") = 0,
-      "(loss, grad_features or None, grad_prototypes or None) of features [B, D], prototypes "
-      "[C, M, D], target [B]; threads = 0 takes every core.");
-  m.def("active_isa", [] { return std::string(cfal::active_isa()); });
-  m.def("compiled_isas", [] { return std::string(cfal::compiled_isas()); });
+  using namespace pybind11::literals;
+  namespace door = cfal::numpy_door;
+  m.doc() =
+      "The CPU kernels of cfal_kernels on NumPy arrays, with the signatures of torch.ops.cfal; "
+      "threads = 0 takes every core. People call cfal_kernels.numpy.";
+  m.def("forward", &door::forward, "features"_a, "prototypes"_a, "target"_a, "class_weights"_a,
+        "sigma"_a, "margin"_a, "gamma"_a, "diversity_weight"_a, "detach_focal"_a, "reduction"_a,
+        "ignore_index"_a, "regime"_a, "save"_a, "threads"_a = 0);
+  m.def("backward", &door::backward, "grad_loss"_a, "saved"_a, "features"_a, "prototypes"_a,
+        "target"_a, "class_weights"_a, "sigma"_a, "margin"_a, "gamma"_a, "diversity_weight"_a,
+        "detach_focal"_a, "reduction"_a, "ignore_index"_a, "regime"_a, "threads"_a = 0);
+  m.def("build_facts", &door::build_facts, "Instruction sets compiled, and the one in use here.");
 }

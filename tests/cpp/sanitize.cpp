@@ -1,0 +1,341 @@
+// Drives the CPU kernels of every instruction set of this machine under the sanitizers: odd shapes,
+// dtypes, layouts, special values, threads. Results are compared with the definition, between
+// thread counts and between two backwards, so that a wrong element counts like a wrong address.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/cfal.h"
+#include "cpu/isa.h"
+#include "tests/cpp/arrays.h"
+#include "tests/cpp/definition.h"
+
+namespace cfal::test {
+namespace {
+
+int failures = 0;
+int64_t calls = 0;
+
+void expect(bool condition, const std::string& where, const std::string& what) {
+  if (condition) return;
+  std::fprintf(stderr, "FAILED %s: %s\n", where.c_str(), what.c_str());
+  ++failures;
+}
+
+struct Variant {
+  const char* name;
+  decltype(&baseline::forward) forward;
+  decltype(&baseline::backward) backward;
+};
+
+std::vector<Variant> variants() {
+  std::vector<Variant> all = {{"baseline", &baseline::forward, &baseline::backward}};
+#if defined(CFAL_X86_VARIANTS)
+  if (__builtin_cpu_supports("x86-64-v3")) all.push_back({"avx2", &avx2::forward, &avx2::backward});
+  if (__builtin_cpu_supports("x86-64-v4"))
+    all.push_back({"avx512", &avx512::forward, &avx512::backward});
+#endif
+  return all;
+}
+
+// `threads` ranges of unequal length, each on its own thread.
+template <int threads>
+void parallel_for(int64_t tasks, int64_t, void (*body)(int64_t, int64_t, void*), void* context) {
+  const int64_t parts = std::min<int64_t>(threads, std::max<int64_t>(tasks, 1));
+  std::vector<std::thread> workers;
+  for (int64_t part = 1; part < parts; ++part)
+    workers.emplace_back(body, tasks * part / parts, tasks * (part + 1) / parts, context);
+  body(0, tasks / parts, context);
+  for (std::thread& worker : workers) worker.join();
+}
+
+template <class T>
+void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const T* a, int64_t lda,
+          const T* b, int64_t ldb, double beta, T* c, int64_t ldc) {
+  std::vector<double> row(n);
+  for (int64_t i = 0; i < m; ++i) {
+    std::fill(row.begin(), row.end(), 0.0);
+    for (int64_t l = 0; l < k; ++l) {
+      const double left = ta ? a[l * lda + i] : a[i * lda + l];
+      for (int64_t j = 0; j < n; ++j)
+        row[j] += left * static_cast<double>(tb ? b[j * ldb + l] : b[l * ldb + j]);
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      const double old = beta == 0.0 ? 0.0 : beta * c[i * ldc + j];
+      c[i * ldc + j] = static_cast<T>(alpha * row[j] + old);
+    }
+  }
+}
+
+const Runtime kSerial = {&parallel_for<1>, &gemm<float>, &gemm<double>};
+const Runtime kThreaded = {&parallel_for<3>, &gemm<float>, &gemm<double>};
+
+struct Shape {
+  int64_t B, C, M, D;
+};
+
+enum class Values { kPlain, kFar, kCoincident, kHuge, kNonFinite, kCount };
+
+struct Case {
+  Shape shape;
+  Regime regime = Regime::kFew;
+  DType features = DType::kFloat32, prototypes = DType::kFloat32;
+  Layout features_layout = Layout::kContiguous, prototypes_layout = Layout::kContiguous;
+  Values values = Values::kPlain;
+  Reduction reduction = Reduction::kMean;
+  bool int32_target = false, detach_focal = false, weighted = false, ignore_some = false;
+  double gamma = 2.0, diversity_weight = 1.0;
+  bool need_features = true, need_prototypes = true;
+  bool compare = true;  // with the definition, which is slow
+  uint64_t seed = 0;
+
+  std::string name(const char* isa) const {
+    return std::string(isa) + " B=" + std::to_string(shape.B) + " C=" + std::to_string(shape.C) +
+           " M=" + std::to_string(shape.M) + " D=" + std::to_string(shape.D) +
+           " regime=" + std::to_string(static_cast<int>(regime)) +
+           " dtypes=" + std::to_string(static_cast<int>(features)) +
+           std::to_string(static_cast<int>(prototypes)) +
+           " layouts=" + std::to_string(static_cast<int>(features_layout)) +
+           std::to_string(static_cast<int>(prototypes_layout)) +
+           " values=" + std::to_string(static_cast<int>(values)) +
+           " reduction=" + std::to_string(static_cast<int>(reduction)) +
+           " seed=" + std::to_string(seed);
+  }
+};
+
+void put_values(const Case& c, Random& random, Array& features, Array& prototypes) {
+  const double scale = c.values == Values::kFar ? 12.0 : c.values == Values::kHuge ? 3e4 : 1.0;
+  features.fill([&] { return scale * random.uniform(); });
+  prototypes.fill([&] { return random.uniform(); });
+  const int64_t B = c.shape.B, D = c.shape.D;
+  if (c.values == Values::kCoincident)
+    for (int64_t i = 0; i < B; ++i)
+      for (int64_t d = 0; d < D; ++d) features.set(prototypes.at(i % c.shape.C, 0, d), i, d);
+  if (c.values == Values::kNonFinite && B > 0) {
+    const double special[3] = {NAN, INFINITY, -INFINITY};
+    for (int n = 0; n < 3; ++n) features.set(special[n], random.below(B), random.below(D));
+  }
+}
+
+// |x - y| / |y| over all elements, NaN if any is.
+double relative_error(const std::vector<double>& x, const std::vector<double>& y) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    difference += (x[i] - y[i]) * (x[i] - y[i]);
+    size += y[i] * y[i];
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / std::max(size, 1e-300));
+}
+
+std::vector<double> values_of(const void* data, DType type, int64_t n) {
+  std::vector<double> values(n);
+  for (int64_t i = 0; i < n; ++i) values[i] = read(data, type, i);
+  return values;
+}
+
+struct Result {
+  std::vector<char> loss, features, prototypes;
+  bool operator==(const Result&) const = default;
+};
+
+class Run {
+ public:
+  Run(const Case& c, const Variant& variant)
+      : case_(c),
+        variant_(variant),
+        where_(c.name(variant.name)),
+        features_(c.features, {c.shape.B, c.shape.D}, c.features_layout),
+        prototypes_(c.prototypes, {c.shape.C, c.shape.M, c.shape.D}, c.prototypes_layout),
+        weights_(DType::kFloat64, {c.shape.C}, Layout::kReversed),
+        upstream_array_(DType::kFloat32, {std::max<int64_t>(c.shape.B, 1)}, Layout::kReversed) {
+    Random random(c.seed);
+    put_values(c, random, features_, prototypes_);
+    weights_.fill([&] { return 1.5 + random.uniform(); });
+    upstream_array_.fill([&] { return random.uniform(); });
+    describe(random);
+  }
+
+  void check() {
+    const Result first = compute(kSerial), second = compute(kThreaded);
+    expect(first == second, where_, "differs between 1 and 3 threads");
+    const int64_t losses = problem_.reduction == Reduction::kNone ? problem_.B : 1;
+    const auto loss = values_of(first.loss.data(), type_, losses);
+    if (case_.values == Values::kNonFinite) return check_nan_rows(loss);
+    if (!case_.compare || case_.values == Values::kHuge) return;
+
+    const bool half = std::min(item_size(case_.features), item_size(case_.prototypes)) == 2;
+    const double bound = type_ == DType::kFloat64 ? 1e-10 : 1e-4;
+    const double grad_bound = half ? 1e-2 : bound;
+    const Truth truth = definition(problem_, features_, prototypes_, upstream_);
+    if (std::isnan(truth.loss.empty() ? 0.0 : truth.loss[0]))
+      expect(std::isnan(loss[0]), where_, "the mean over no rows is not NaN");
+    else
+      compare(loss, truth.loss, bound, "loss");
+    // A prototype on a feature makes (1-s)^(gamma-1) a matter of rounding.
+    if (case_.values == Values::kCoincident && case_.gamma < 1) return;
+    if (case_.need_features)
+      compare(values_of(first.features.data(), case_.features, problem_.B * problem_.D),
+              truth.grad_features, grad_bound, "gradient of the features");
+    if (case_.need_prototypes)
+      compare(values_of(first.prototypes.data(), case_.prototypes, problem_.K() * problem_.D),
+              truth.grad_prototypes, grad_bound, "gradient of the prototypes");
+  }
+
+ private:
+  void describe(Random& random) {
+    Problem& p = problem_;
+    p.B = case_.shape.B, p.C = case_.shape.C, p.M = case_.shape.M, p.D = case_.shape.D;
+    p.features = {features_.data(),    case_.features,     p.B, p.D,
+                  features_.stride(0), features_.stride(1)};
+    p.prototypes = prototypes_.data();
+    p.prototypes_dtype = case_.prototypes;
+    for (int axis = 0; axis < 3; ++axis) p.prototype_strides[axis] = prototypes_.stride(axis);
+    for (int64_t i = 0; i < p.B; ++i) {
+      const bool ignored = case_.ignore_some && (p.B == 1 || random.below(3) == 0);
+      const int64_t y = ignored ? p.ignore_index : random.below(p.C);
+      targets64_.push_back(y);
+      targets32_.push_back(static_cast<int32_t>(y));
+    }
+    p.target_is_int32 = case_.int32_target;
+    p.target = case_.int32_target ? static_cast<const void*>(targets32_.data()) : targets64_.data();
+    if (case_.weighted) {
+      p.class_weights = weights_.data();
+      p.class_weights_dtype = weights_.type();
+      p.class_weights_stride = weights_.stride(0);
+    }
+    p.sigma = 2.0 * static_cast<double>(p.D);
+    p.gamma = case_.gamma;
+    p.diversity_weight = case_.diversity_weight;
+    p.detach_focal = case_.detach_focal;
+    p.reduction = case_.reduction;
+    p.regime = case_.regime;
+    type_ = computes_in_double(p) ? DType::kFloat64 : DType::kFloat32;
+    upstream_ = {upstream_array_.data(), upstream_array_.type(),
+                 p.reduction == Reduction::kNone ? upstream_array_.stride(0) : 0};
+  }
+
+  // Outputs start as NaN patterns: an element left unwritten shows.
+  Result compute(const Runtime& runtime) {
+    ++calls;
+    int64_t counted = 0;
+    expect(find_bad_target(problem_, &counted) == -1, where_, "target refused");
+    const int64_t losses = problem_.reduction == Reduction::kNone ? problem_.B : 1;
+    const int64_t item = item_size(type_);
+    Result result;
+    result.loss.assign(losses * item, '\xff');
+    std::vector<char> unsaved = result.loss;
+    std::vector<char> saved(saved_numel(problem_) * item, '\xff');
+    variant_.forward(problem_, counted, runtime, result.loss.data(), saved.data());
+    variant_.forward(problem_, counted, runtime, unsaved.data(), nullptr);
+    expect(unsaved == result.loss, where_, "the loss depends on whether it is saved for backward");
+    if (case_.need_features)
+      result.features.assign(problem_.B * problem_.D * item_size(case_.features), '\xff');
+    if (case_.need_prototypes)
+      result.prototypes.assign(problem_.K() * problem_.D * item_size(case_.prototypes), '\xff');
+    const std::vector<char> before = saved;
+    Result again = result;
+    for (Result* r : {&result, &again})
+      variant_.backward(problem_, counted, upstream_, saved.data(), runtime,
+                        case_.need_features ? r->features.data() : nullptr,
+                        case_.need_prototypes ? r->prototypes.data() : nullptr);
+    expect(again == result, where_, "two backwards differ");
+    expect(saved == before, where_, "the backward wrote what the forward saved");
+    return result;
+  }
+
+  void check_nan_rows(const std::vector<double>& loss) {
+    if (problem_.reduction != Reduction::kNone) return;
+    for (int64_t i = 0; i < problem_.B; ++i) {
+      bool finite = true;
+      for (int64_t d = 0; d < problem_.D; ++d) finite &= std::isfinite(features_.at(i, d));
+      if (problem_.target_at(i) == problem_.ignore_index)
+        expect(loss[i] == 0.0, where_, "an ignored row has a loss");
+      else
+        expect(std::isnan(loss[i]) != finite, where_, "NaN or inf did not come out as NaN");
+    }
+  }
+
+  void compare(const std::vector<double>& got, const std::vector<double>& want, double bound,
+               const char* what) {
+    const double error = relative_error(got, want);
+    expect(error <= bound, where_, std::string(what) + ", relative error " + std::to_string(error));
+  }
+
+  const Case case_;
+  const Variant variant_;
+  const std::string where_;
+  Array features_, prototypes_, weights_, upstream_array_;
+  std::vector<int64_t> targets64_;
+  std::vector<int32_t> targets32_;
+  Problem problem_;
+  UpstreamView upstream_;
+  DType type_ = DType::kFloat32;
+};
+
+// Sizes around the vector widths and the kernels' tiles; the last ones exceed the budgets of the
+// saved affinities and of the moment matrix.
+const Shape kShapes[] = {
+    {0, 3, 1, 5},    {1, 1, 1, 1},     {1, 2, 1, 1},    {2, 2, 2, 3},
+    {5, 2, 1, 7},    {7, 9, 1, 17},    {33, 9, 3, 31},  {63, 3, 2, 129},
+    {64, 8, 8, 64},  {65, 5, 1, 4},    {3, 70, 1, 5},   {130, 67, 2, 33},
+    {67, 63, 1, 65}, {20, 200, 1, 16}, {129, 33, 3, 9}, {97, 65, 1, 2},
+};
+
+Case draw(const Shape& shape, Regime regime, uint64_t seed) {
+  Random random(seed);
+  Case c;
+  c.shape = shape;
+  c.regime = regime;
+  c.seed = seed;
+  c.features = static_cast<DType>(random.below(4));
+  c.prototypes = random.below(2) ? c.features : static_cast<DType>(random.below(4));
+  c.features_layout = static_cast<Layout>(random.below(static_cast<int>(Layout::kCount)));
+  // Expanded prototypes are all equal: nothing but ties.
+  c.prototypes_layout = static_cast<Layout>(random.below(static_cast<int>(Layout::kExpandedRows)));
+  c.values = static_cast<Values>(random.below(static_cast<int>(Values::kCount)));
+  c.reduction = static_cast<Reduction>(random.below(3));
+  c.int32_target = random.below(2);
+  c.detach_focal = random.below(3) == 0;
+  c.weighted = random.below(2);
+  c.ignore_some = random.below(3) == 0;
+  const double gammas[] = {0.0, 0.5, 1.0, 2.0, 3.7};
+  c.gamma = gammas[random.below(5)];
+  c.diversity_weight = random.below(4) ? 1.0 : 0.0;
+  c.need_features = random.below(4) != 0;
+  c.need_prototypes = random.below(4) != 0 || !c.need_features;
+  return c;
+}
+
+}  // namespace
+}  // namespace cfal::test
+
+int main() {
+  using namespace cfal;
+  using namespace cfal::test;
+  const auto all = variants();
+  for (const Variant& variant : all)
+    for (const Regime regime : {Regime::kFew, Regime::kMany})
+      for (size_t s = 0; s < std::size(kShapes); ++s)
+        for (uint64_t n = 0; n < 24; ++n) {
+          const Case c = draw(kShapes[s], regime, s * 1000 + n);
+          Run(c, variant).check();
+        }
+  // Beyond the budgets, once each: more rows than may be kept, and a moment matrix too large to
+  // keep.
+  for (const Shape& shape : {Shape{70, 65536, 1, 2}, Shape{3, 1100, 1, 1030}}) {
+    Case c;
+    c.shape = shape;
+    c.regime = Regime::kMany;
+    c.compare = false;
+    Run(c, all.back()).check();
+  }
+  std::string names;
+  for (const Variant& variant : all) names += std::string(" ") + variant.name;
+  std::printf("%lld runs on%s under the sanitizers, %d failures\n", static_cast<long long>(calls),
+              names.c_str(), failures);
+  return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
