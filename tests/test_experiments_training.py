@@ -176,14 +176,14 @@ def test_a_class_that_is_never_predicted_counts_as_zero():
 
 def test_search_gives_every_loss_as_many_distinct_trials():
     for loss in tuning.OPTIONS:
-        chosen = tuning.trials(loss, 16)
+        chosen = tuning.trials("digits", loss, 16)
         assert len({str(trial) for trial in chosen}) == 16
-        assert chosen == tuning.trials(loss, 16)
+        assert chosen == tuning.trials("digits", loss, 16)
 
 
 def test_search_grid_holds_the_settings_of_the_demo():
     for recipe in tasks.digits_task().recipes:
-        space = {**tuning.RATES, **tuning.OPTIONS[recipe.loss]}
+        space = {**tuning.RATES["digits"], **tuning.OPTIONS[recipe.loss]}
         chosen = {
             "learning_rate": recipe.learning_rate,
             "weight_decay": recipe.weight_decay,

@@ -22,6 +22,7 @@ class Task:
     """What is learned, the budget that every loss is given, and how to speak of it.
 
     Attributes:
+        name: "digits" or "idc".
         title: heading.
         facts: `(name, text)` lines on the data.
         samples: all images.
@@ -37,6 +38,7 @@ class Task:
         seeds: runs per loss unless the user says otherwise.
     """
 
+    name: str
     title: str
     facts: tuple[tuple[str, str], ...]
     samples: Samples

@@ -33,6 +33,7 @@ def digits_task() -> Task:
     """Long-tailed digits, a network of one hidden layer."""
     samples = digits.load()
     return Task(
+        name="digits",
         title="Long-tailed handwritten digits: softmax cross-entropy against CFAL",
         facts=(
             ("data", f"{len(samples):,} digits of 8 x 8 pixels from scikit-learn, 10 classes"),
@@ -63,6 +64,7 @@ def digits_task() -> Task:
 def idc_task(samples: Samples, facts: tuple[tuple[str, str], ...] = ()) -> Task:
     """IDC patches split by patient, AlexNet at 32 x 32."""
     return Task(
+        name="idc",
         title="IDC breast patches: softmax cross-entropy against CFAL",
         facts=facts,
         samples=samples,
