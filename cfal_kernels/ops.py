@@ -15,11 +15,13 @@ unavailable: str = ""
 forward = None
 backward = None
 
-# Mirrors csrc/core/saved.h.
+# Mirrors csrc/core/saved.h, in elements.
 _CACHE_BUDGET = 1 << 22
+_SCRATCH_BUDGET = 1 << 21
 _PAIRS_BUDGET = 1 << 20
 _ROW_BLOCK = 64
-_ROW_STATE = 4
+_ROW_STATE = 5
+_SCALARS = 3
 
 
 def saved_numel(regime: int, rows: int, prototypes: int, dim: int) -> int:
@@ -30,11 +32,12 @@ def saved_numel(regime: int, rows: int, prototypes: int, dim: int) -> int:
 
 
 def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
-    """For many prototypes: affinities and state of the kept rows, R, the pair or moment matrix."""
-    kept = min(_CACHE_BUDGET // prototypes // _ROW_BLOCK * _ROW_BLOCK, rows)
-    side = min(prototypes, dim)
+    """For many prototypes: affinities and state of the kept rows, scalars, the pair or moment matrix."""
+    block = max(1, min(_ROW_BLOCK, _SCRATCH_BUDGET // prototypes))
+    kept = torch.sym_min(_CACHE_BUDGET // prototypes // block * block, rows)
+    side = prototypes if prototypes <= dim else dim
     matrix = side * side if side * side <= _PAIRS_BUDGET else 0
-    return kept * (prototypes + _ROW_STATE) + 1 + matrix
+    return kept * (prototypes + _ROW_STATE) + _SCALARS + matrix
 
 
 def _load() -> str:

@@ -31,8 +31,8 @@ struct FewLayout {
 // Many prototypes: [kept rows, K] active affinities | [kept rows, 4] row state | R | pair or moment
 // matrix, if kept.
 struct ManyLayout {
-  static constexpr int64_t kRowState = 4;
-  static constexpr int64_t kScalars = 2;
+  static constexpr int64_t kRowState = 5;
+  static constexpr int64_t kScalars = 3;
   int64_t B, K, D;
 
   // Rows of one matrix product: fewer where K alone exhausts the scratch memory.

@@ -34,7 +34,9 @@ class ManyBackward {
 
   void run(const Runtime& runtime) {
     const int64_t K = p_.K(), D = p_.D, kept = layout_.kept_rows();
-    const ManyGeometry<T> geometry(p_, runtime);
+    ManyGeometry<T> geometry(p_, runtime);
+    geometry.centred = saved_[layout_.scalars_offset() + 2] != T{0};
+    if (kept < p_.B) geometry.measure_features(p_, runtime);
     geometry_ = &geometry;
     prepare_prototypes();
     Scratch<T> recomputed(kept < p_.B ? chunk_ * K : 0),
@@ -72,7 +74,7 @@ class ManyBackward {
   struct Chunk {
     int64_t first, rows;
     const T* active;  // [rows, K]
-    const T* state;   // [rows, 4]
+    const T* state;   // [rows, kRowState]
   };
 
   void prepare_prototypes() {
@@ -82,7 +84,7 @@ class ManyBackward {
     if (!in_place_) converted_.resize(K * D);
     grad_ = in_place_ ? static_cast<T*>(grad_prototypes_) : converted_.get();
     column_sum_.resize(K);
-    for (int64_t i = 0; i < K * D; ++i) grad_[i] = T{0};
+    if (p_.B == 0) __builtin_memset(grad_, 0, static_cast<size_t>(K * D) * sizeof(T));
     for (int64_t k = 0; k < K; ++k) column_sum_[k] = 0.0;
   }
 
@@ -142,7 +144,7 @@ class ManyBackward {
   }
 
   void add_features(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t K = p_.K(), D = p_.D;
+    const int64_t D = p_.D;
     const bool in_place = p_.features.dtype == dtype_of<T>();
     parallel_products(
         runtime, (chunk.rows + kRowBlock - 1) / kRowBlock, [&](int64_t begin, int64_t end) {
@@ -163,7 +165,6 @@ class ManyBackward {
                 write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
             }
           }
-          (void)K;
         });
   }
 
@@ -199,21 +200,15 @@ class ManyBackward {
 
   // out holds sum_j A_ij w_j; turns it into grad_f_i.
   void finish_features(const Chunk& chunk, int64_t r, const T* f, T* out) const {
-    const int64_t K = p_.K(), D = p_.D, i = chunk.first + r, y = p_.target_at(i);
+    const int64_t D = p_.D, i = chunk.first + r, y = p_.target_at(i);
     if (y == p_.ignore_index) {
       for (int64_t d = 0; d < D; ++d) out[d] = T{0};
       return;
     }
     const T* state = chunk.state + r * ManyLayout::kRowState;
-    double sum = 0.0;
-    for (int64_t k = 0; k < K; k += kTile) {
-      T part{};
-      for (int64_t j = k; j < k + kTile && j < K; ++j) part += chunk.active[r * K + j];
-      sum += part;
-    }
     const double g = upstream_.at(i);
     const T v = static_cast<T>(g * state[kSlope]), own = static_cast<T>(g * state[kOwn]),
-            total = static_cast<T>(sum);
+            total = state[kActiveSum];
     const T* w = geometry_->prototypes.row(y * p_.M + static_cast<int64_t>(state[kOwnCentre]));
     if (geometry_->centred)
       for (int64_t d = 0; d < D; ++d)
@@ -224,7 +219,7 @@ class ManyBackward {
   }
 
   void add_prototypes(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t K = p_.K(), D = p_.D, blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
+    const int64_t D = p_.D, blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
     Scratch<T> slope(chunk.rows);
     parallel(runtime, chunk.rows, D, [&](int64_t begin, int64_t end) {
       FeatureRows<T> features(p_, 1, D);
@@ -249,11 +244,13 @@ class ManyBackward {
       FeatureRows<T> features(p_, 1, D);
       for (int64_t tile = begin; tile < end; ++tile) {
         T* const grad = grad_ + tile * kTile * D;
+        if (chunk.first == 0) {
+          __builtin_memset(grad, 0, static_cast<size_t>(tile_width(tile) * D) * sizeof(T));
+        }
         for (int64_t block = 0; block < blocks;)
           block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad);
         for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
       }
-      (void)K;
     });
   }
 
@@ -272,16 +269,26 @@ class ManyBackward {
     if (dense)
       gemm(runtime, true, false, width, D, r1 - r0, 1.0, a + r0 * K, K, pulled_.get() + r0 * D, D,
            1.0, grad, D);
+    for (int64_t b = block; b < last; ++b) add_column_sums(chunk, tile, b, slope);
+    if (dense) return last;
     for (int64_t r = r0; r < r1; ++r)
       for (int64_t k = 0; k < width; ++k) {
         const T value = a[r * K + k];
         if (value == T{0}) continue;
-        column_sum_[tile * kTile + k] += static_cast<double>(slope[r]) * value;
-        if (dense) continue;
         const T* pulled = pulled_.get() + r * D;
         for (int64_t d = 0; d < D; ++d) grad[k * D + d] += value * pulled[d];
       }
     return last;
+  }
+
+  void add_column_sums(const Chunk& chunk, int64_t tile, int64_t block, const T* slope) {
+    const int64_t width = tile_width(tile);
+    T sum[kTile] = {};
+    for (int64_t r = block * kRowBlock; r < row_end(chunk, block); ++r) {
+      const T* a = chunk.active + r * p_.K() + tile * kTile;
+      for (int64_t k = 0; k < width; ++k) sum[k] += slope[r] * a[k];
+    }
+    for (int64_t k = 0; k < width; ++k) column_sum_[tile * kTile + k] += sum[k];
   }
 
   // The row's own prototype, if it lies in the tile: grad_w_y += o_i (f_i - w_y).

@@ -18,7 +18,9 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
                   T* saved) {
   const int64_t K = p.K();
   const ManyLayout layout{p.B, K, p.D};
-  const ManyGeometry<T> geometry(p, runtime);
+  ManyGeometry<T> geometry(p, runtime);
+  geometry.measure_features(p, runtime);
+  geometry.decide(p.B);
   double R = 0.0;
   if (p.has_diversity()) {
     T* const matrix =
@@ -30,6 +32,7 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
       saved[layout.scalars_offset() + 1] = static_cast<T>(statistics.mean);
     }
   }
+  if (saved != nullptr) saved[layout.scalars_offset() + 2] = geometry.centred ? T{1} : T{0};
   const int64_t kept = saved != nullptr ? layout.kept_rows() : 0, block = layout.block_rows();
   const RowConstants shared = row_constants(p, counted_rows, R);
   Scratch<double> row_loss(p.B);

@@ -43,48 +43,45 @@ template <class T>
 class ManyGeometry {
  public:
   ManyGeometry(const Problem& p, const Runtime& runtime)
-      : prototypes(p),
-        sigma(p.sigma),
-        norm(p.K()),
-        centred_norm(p.K()),
-        mean(p.D),
-        feature_norm(p.B) {
+      : prototypes(p), sigma(p.sigma), norm(p.K()), centred_norm(p.K()), mean(p.D) {
     const int64_t K = p.K(), D = p.D;
-    for (int64_t d = 0; d < D; ++d) mean[d] = 0.0;
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t d = 0; d < D; ++d) mean[d] += prototypes.row(k)[d];
-    for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<double>(K);
+    average(runtime, K, D);
     parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
+      Scratch<double> row(D);
       for (int64_t k = begin; k < end; ++k) {
         norm[k] = squared_norm(prototypes.row(k), D);
-        double sum = 0.0;
-        for (int64_t d = 0; d < D; ++d) {
-          const double x = prototypes.row(k)[d] - mean[d];
-          sum += x * x;
-        }
-        centred_norm[k] = sum;
+        centre(prototypes.row(k), D, 1, row.get());
+        centred_norm[k] = squared_norm(row.get(), D);
       }
     });
-    constexpr int64_t kRows = 64;
-    parallel(runtime, (p.B + kRows - 1) / kRows, kRows * D, [&](int64_t begin, int64_t end) {
-      FeatureRows<T> features(p, 1, D);
-      for (int64_t i = begin * kRows; i < end * kRows && i < p.B; ++i)
-        feature_norm[i] =
-            p.target_at(i) == p.ignore_index ? 0.0 : squared_norm(features.rows(i, 1, 0, D), D);
-    });
-    double largest_feature = 0.0, sum = 0.0, centred_sum = 0.0;
     for (int64_t k = 0; k < K; ++k) {
       if (!(norm[k] < __builtin_inf())) finite_prototypes &= all_finite(prototypes.row(k), D);
       largest_norm = norm[k] > largest_norm ? norm[k] : largest_norm;
       largest_centred_norm =
           centred_norm[k] > largest_centred_norm ? centred_norm[k] : largest_centred_norm;
-      sum += norm[k];
-      centred_sum += centred_norm[k];
+      norm_sum += norm[k];
+      centred_norm_sum += centred_norm[k];
     }
-    for (int64_t i = 0; i < p.B; ++i)
+  }
+
+  // The norms of the features, which only distances need.
+  void measure_features(const Problem& p, const Runtime& runtime) {
+    feature_norm.resize(p.B);
+    parallel(runtime, p.B, p.D, [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p, 1, p.D);
+      for (int64_t i = begin; i < end; ++i)
+        feature_norm[i] =
+            p.target_at(i) == p.ignore_index ? 0.0 : squared_norm(features.rows(i, 1, 0, p.D), p.D);
+    });
+  }
+
+  // Decides `centred`; the backward takes the forward's decision instead.
+  void decide(int64_t B) {
+    double largest_feature = 0.0;
+    for (int64_t i = 0; i < B; ++i)
       largest_feature = feature_norm[i] > largest_feature ? feature_norm[i] : largest_feature;
-    centred = !(largest_norm + largest_feature <= kTrustedNorm * p.sigma) ||
-              !(centred_sum >= kTrustedSpread * sum);
+    centred = !(largest_norm + largest_feature <= kTrustedNorm * sigma) ||
+              !(centred_norm_sum >= kTrustedSpread * norm_sum);
   }
 
   // rows [rows, D] minus the mean, as U.
@@ -107,9 +104,29 @@ class ManyGeometry {
   Scratch<double> centred_norm;  // [K] |w_k - mean|^2
   Scratch<double> mean;          // [D]
   Scratch<double> feature_norm;  // [B] |f_i|^2, 0 for ignored rows
-  double largest_norm = 0.0, largest_centred_norm = 0.0;
+  double largest_norm = 0.0, largest_centred_norm = 0.0, norm_sum = 0.0, centred_norm_sum = 0.0;
   bool centred = false;  // take everything about the mean
   bool finite_prototypes = true;
+
+ private:
+  // Partial sums over a fixed number of prototypes each, added in order.
+  void average(const Runtime& runtime, int64_t K, int64_t D) {
+    constexpr int64_t kPart = 256;
+    const int64_t parts = (K + kPart - 1) / kPart;
+    Scratch<double> sums(parts * D);
+    parallel(runtime, parts, kPart * D, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        double* const sum = sums.get() + part * D;
+        for (int64_t d = 0; d < D; ++d) sum[d] = 0.0;
+        for (int64_t k = part * kPart; k < (part + 1) * kPart && k < K; ++k)
+          for (int64_t d = 0; d < D; ++d) sum[d] += prototypes.row(k)[d];
+      }
+    });
+    for (int64_t d = 0; d < D; ++d) mean[d] = 0.0;
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t d = 0; d < D; ++d) mean[d] += sums[part * D + d];
+    for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<double>(K);
+  }
 };
 
 }  // namespace CFAL_ISA

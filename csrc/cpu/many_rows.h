@@ -15,7 +15,7 @@ namespace cfal {
 namespace CFAL_ISA {
 
 // Columns of the row state.
-enum RowState : int64_t { kSlope = 0, kOwn = 1, kDiversity = 2, kOwnCentre = 3 };
+enum RowState : int64_t { kSlope = 0, kOwn = 1, kDiversity = 2, kOwnCentre = 3, kActiveSum = 4 };
 
 template <class G>
 constexpr double kProductError = sizeof(G) == 8 ? 4e-16 : 3e-7;
@@ -24,6 +24,51 @@ template <class T>
 constexpr double kToleratedError = sizeof(T) == 8 ? 2e-13 : 4e-6;
 
 constexpr int64_t kRowsMax = kRowBlock;
+
+template <class G>
+struct HingeSums {
+  Vec<G> hinge{}, affinity{};  // of the active hinges
+  IntVec<G> active{},
+      doubtful{};  // masks: -1 for each active hinge; any bit where a hinge is in doubt
+};
+
+// Hinges of one register of distances, from their product's error bound.
+template <class G>
+class HingeConstants {
+ public:
+  HingeConstants(const Problem& p, double s, double error, bool direct)
+      : scale_(Vec<G>{} + static_cast<G>(-1.0 / p.sigma)),
+        slack_(Vec<G>{} + static_cast<G>(p.margin - s)),
+        band_(Vec<G>{} + static_cast<G>(2.0 * error + 8.0 * kProductError<G>)),
+        vanishing_(Vec<G>{} + static_cast<G>(-750.0 - error)),
+        direct_(direct) {}
+
+  // The active affinities; -1 where the hinge h = lambda + a - s is within the error of 0. Lanes
+  // outside count nowhere.
+  Vec<G> hinges(Vec<G> distance, IntVec<G> inside, HingeSums<G>& sums) const {
+    const Vec<G> exponent = distance * scale_, a = exp_nonpositive<G>(exponent), h = slack_ + a;
+    const Vec<G> doubt =
+        band_ * (a + static_cast<G>(0.05));  // of a, and of the rounding of lambda - s
+    IntVec<G> on = h > doubt, off = h < -doubt;
+    if (direct_) {  // nothing but an affinity of exactly 0 is beyond doubt
+      const IntVec<G> vanished = exponent < vanishing_;
+      on &= vanished;
+      off &= vanished;
+    }
+    on &= inside;
+    const IntVec<G> unsure = ~(on | off) & inside;
+    const Vec<G> zero{}, kept = on ? a : zero;
+    sums.hinge += on ? h : zero;
+    sums.affinity += kept;
+    sums.active += on;
+    sums.doubtful |= unsure;
+    return unsure ? zero - G{1} : kept;
+  }
+
+ private:
+  Vec<G> scale_, slack_, band_, vanishing_;
+  bool direct_;
+};
 
 template <class T>
 class ManyRows {
@@ -50,7 +95,8 @@ class ManyRows {
     }
   }
 
-  // Rows [first, first + rows), rows <= kRowsMax: active [rows, K], state [rows, 4], loss [rows].
+  // Rows [first, first + rows), rows <= kRowsMax: active [rows, K], state [rows, kRowState], loss
+  // [rows].
   void run(int64_t first, int64_t rows, T* active, T* state, double* loss) {
     const int64_t K = p_.K(), D = p_.D;
     const T* f = features_.rows(first, rows, 0, D);
@@ -83,9 +129,9 @@ class ManyRows {
   struct RowAtHand {
     int64_t y;
     bool counted, finite;
-    int64_t own_centre;  // within the class
-    double ratio, s;     // q_iy / sigma and the own affinity
-    double hinge_sum, active;
+    int64_t own_centre;                      // within the class
+    double ratio, s;                         // q_iy / sigma and the own affinity
+    double hinge_sum, active, affinity_sum;  // over the active hinges
   };
 
   bool uses_tiles() const { return geometry_.centred; }
@@ -93,7 +139,7 @@ class ManyRows {
   // Own class by direct differences over its M centres.
   void start_row(int64_t i, const T* f, RowAtHand& row) {
     const int64_t y = p_.target_at(i);
-    row = {y, y != p_.ignore_index, true, 0, 0.0, 0.0, 0.0, 0.0};
+    row = {y, y != p_.ignore_index, true, 0, 0.0, 0.0, 0.0, 0.0, 0.0};
     if (!row.counted) return;
     double best = squared_distance(f, geometry_.prototypes.row(y * p_.M), p_.D);
     row.finite = geometry_.finite_prototypes &&
@@ -186,49 +232,33 @@ class ManyRows {
     hinge_range(row, f, own + 1, classes, error, direct, q, prototype, active);
   }
 
+  // Classes [begin, end), none of them the own one.
   template <class G, class Prototype>
   void hinge_range(RowAtHand& row, const T* f, int64_t begin, int64_t end, double error,
                    bool direct, const G* q, const Prototype& prototype, T* active) {
     constexpr int64_t kBlock =
-        1024;  // classes summed in G's lanes before they are added up in double
-    using V = Vec<G>;
-    const V scale = V{} + static_cast<G>(-1.0 / p_.sigma),
-            slack = V{} + static_cast<G>(p_.margin - row.s);
-    const V band = V{} + static_cast<G>(2.0 * error + 8.0 * kProductError<G>);
-    const V zero{}, one = V{} + G{1}, unsure = V{} + G{-1};
+        64 * kLanes<G>;  // summed in G's lanes before it is added up in double
     for (int64_t block = begin; block < end; block += kBlock) {
       const int64_t last = block + kBlock < end ? block + kBlock : end;
-      V sum{}, count{}, doubtful{};
-      for (int64_t c = block; c < last; c += kLanes<G>) {
-        const int64_t lanes = last - c < kLanes<G> ? last - c : kLanes<G>;
-        const V distance = lanes == kLanes<G> ? load(q + c) : load_first(q + c, lanes);
-        const V a = exp_nonpositive<G>(distance * scale);
-        const V h = slack + a;
-        const V doubt =
-            band * (a + static_cast<G>(0.05));  // of a, and of the rounding of lambda - s
-        auto sure = h > doubt;
-        auto off = h < zero - doubt;
-        if (direct) {  // only an affinity of exactly 0 is beyond doubt
-          const auto vanished = distance * scale < zero - static_cast<G>(750.0 + error);
-          sure = sure & vanished;
-          off = off & vanished;
-        }
-        const V value = sure ? a : (off ? zero : unsure);
-        V contribution = sure ? h : zero, counted = sure ? one : zero;
-        V doubted = value == unsure ? one : zero;
-        if (lanes < kLanes<G>) {
-          for (int64_t l = lanes; l < kLanes<G>; ++l)
-            contribution[l] = counted[l] = doubted[l] = G{0};
-        }
-        sum += contribution;
-        count += counted;
-        doubtful += doubted;
-        write(active + c, value, lanes);
+      HingeSums<G> sums;
+      const HingeConstants<G> constants(p_, row.s, error, direct);
+      int64_t c = block;
+      for (; c + kLanes<G> <= last; c += kLanes<G>)
+        write(active + c, constants.hinges(load(q + c), IntVec<G>{} - 1, sums), kLanes<G>);
+      if (c < last) {
+        IntVec<G> inside{};
+        for (int64_t l = 0; l < last - c; ++l) inside[l] = -1;
+        write(active + c, constants.hinges(load_first(q + c, last - c), inside, sums), last - c);
       }
-      row.hinge_sum += sum_lanes<G>(sum);
-      row.active += sum_lanes<G>(count);
-      if (sum_lanes<G>(doubtful) != 0.0)
-        for (int64_t c = block; c < last; ++c)
+      row.hinge_sum += sum_lanes<G>(sums.hinge);
+      row.affinity_sum += sum_lanes<G>(sums.affinity);
+      bool doubtful = false;
+      for (int l = 0; l < kLanes<G>; ++l) {
+        row.active -= static_cast<double>(sums.active[l]);
+        doubtful |= sums.doubtful[l] != 0;
+      }
+      if (doubtful)
+        for (c = block; c < last; ++c)
           if (active[c] == T{-1}) active[c] = settle(row, f, prototype(c));
     }
   }
@@ -241,6 +271,7 @@ class ManyRows {
     if (h != h) row.finite = false;
     if (!(h > 0.0)) return T{0};
     row.hinge_sum += h;
+    row.affinity_sum += a;
     row.active += 1.0;
     return static_cast<T>(a);
   }
@@ -271,6 +302,7 @@ class ManyRows {
     state[kDiversity] = static_cast<T>(
         p_.has_diversity() ? p_.diversity_weight * terms.hinge_slope * shared_.scale : 0.0);
     state[kOwnCentre] = static_cast<T>(row.own_centre);
+    state[kActiveSum] = static_cast<T>(row.affinity_sum + poison);
     if (!row.finite)
       for (int64_t k = 0; k < p_.K(); ++k) active[k] = static_cast<T>(poison);
   }
