@@ -7,6 +7,7 @@ and works without torch; `cfal_kernels.numpy` and `cfal_kernels.info` need no to
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -58,11 +59,24 @@ if TYPE_CHECKING:
     from .weights import class_balanced_weights
 
 
+def _import(submodule: str) -> ModuleType:
+    try:
+        return importlib.import_module(f".{submodule}", __name__)
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"cfal_kernels.{submodule} needs torch: pip install torch>=2.10 "
+            f"(cfal_kernels.numpy and cfal_kernels.info do without)",
+            name="torch",
+        ) from error
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        value = getattr(_import(_HOME[name]), name)
     elif name in _SUBMODULES:
-        value = importlib.import_module(f".{name}", __name__)
+        value = _import(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _checks
 
 _INF = math.inf
+_LEAST, _LARGEST = -(2**63), 2**63 - 1
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32)
 _WEIGHTS = (torch.float32, torch.float64)
@@ -58,7 +59,7 @@ def check(
         )
     if type(detach_focal) is not bool:
         detach_focal = _checks.flag("detach_focal", detach_focal)
-    if type(ignore_index) is not int:
+    if type(ignore_index) is not int or not _LEAST <= ignore_index <= _LARGEST:
         ignore_index = _checks.whole_number("ignore_index", ignore_index)
     code = (
         1 if reduction == "mean"

@@ -157,7 +157,6 @@ def run(
             f"fallback:{device}",
             f"cfal_loss runs on the slow reference implementation: {reason}. See "
             f"cfal_kernels.explain(...); backend='reference' asks for it without this warning.",
-            stacklevel=4,
         )
     return backend.run(features, prototypes, target, class_weights, parameters)
 

@@ -8,6 +8,7 @@ imported.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ LEAST_RATIO = 13.815510557964274
 WATCHED_FORWARDS = 32
 _SAMPLED_ROWS = 256
 _SAMPLED_CENTRES = 4096
+# Packages whose frames stand between a warning and the line that a user can change.
+_INNER = ("cfal_kernels", "torch")
 
 _silent = os.environ.get("CFAL_SILENCE", "0") not in ("", "0")
 _said: set[str] = set()
@@ -41,17 +44,21 @@ def silence(silent: bool = True) -> None:
     _silent = silent
 
 
-def warn(message: str, *, stacklevel: int = 3) -> None:
-    """Emits a `CFALWarning` unless silenced."""
-    if not _silent:
-        warnings.warn(message, CFALWarning, stacklevel=stacklevel + 1)
+def warn(message: str) -> None:
+    """Emits a `CFALWarning` that points at the caller of this package, unless silenced."""
+    if _silent:
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, CFALWarning, stacklevel=level)
 
 
-def warn_once(key: str, message: str, *, stacklevel: int = 3) -> None:
+def warn_once(key: str, message: str) -> None:
     """Emits a `CFALWarning` the first time this process sees `key`."""
     if key not in _said:
         _said.add(key)
-        warn(message, stacklevel=stacklevel + 1)
+        warn(message)
 
 
 def warn_if_weights_are_flat(
@@ -64,7 +71,6 @@ def warn_if_weights_are_flat(
             f"class_counts with beta = {beta} give class weights within 1 % of 1: they have no "
             f"effect. "
             f"1 / (1 - beta) should exceed the smallest class count; try a beta closer to 1.",
-            stacklevel=4,
         )
 
 
@@ -117,7 +123,6 @@ class TrainingWatch:
                 "torch.optim.AdamW([*model.parameters(), *loss.parameters()]), or let the model "
                 "own them: "
                 "CFALLoss.from_head(model.head) with a PrototypeHead.",
-                stacklevel=4,
             )
             self._forget()
             return False
@@ -160,7 +165,6 @@ def warn_if_unreachable(features: torch.Tensor, prototypes: torch.Tensor, sigma:
             f"hardly any gradient will flow. Use sigma near {typical:.2g}, or normalise the "
             f"features; see "
             f"sigma_from_features and initialize_prototypes_.",
-            stacklevel=5,
         )
 
 
@@ -187,7 +191,6 @@ def warn_if_not_synchronised(prototypes: torch.Tensor) -> None:
         f"Put a "
         f"PrototypeHead into the wrapped model and use CFALLoss.from_head(head), or wrap the loss: "
         f"DistributedDataParallel(loss).",
-        stacklevel=5,
     )
 
 

@@ -18,10 +18,16 @@ class PairwiseSquared(torch.autograd.Function):
     K, D].
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, f: Tensor, w: Tensor) -> Tensor:
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Saves f and w."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def forward(f: Tensor, w: Tensor) -> Tensor:
         """Returns q [B, K]."""
-        ctx.save_for_backward(f, w)
         return torch.cdist(f, w, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     @staticmethod

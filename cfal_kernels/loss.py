@@ -193,7 +193,11 @@ class CFALLoss(nn.Module):
     @property
     def prototypes(self) -> Tensor:
         """[C, M, D]: this module's parameter, or the head's."""
-        return self._parameters["prototypes"] if self._head is None else self._head[0].prototypes
+        if self._head is None:
+            return self.__getattr__(
+                "prototypes"
+            )  # nn.Module's own lookup, which this property hides
+        return self._head[0].prototypes
 
     @property
     def sigma(self) -> float:

@@ -32,8 +32,8 @@ def cfal_loss(
 ) -> Tensor:
     """The eager definition; same arguments, results and errors as `cfal_kernels.cfal_loss`.
 
-    Any device, any transform of torch, and gradients of gradients; slow, and O(B C M D) in time for
-    every shape.
+    Any device, reverse-mode transforms of torch.func, and gradients of gradients; slow, and
+    O(B C M D) in time for every shape.
 
     Example:
         >>> f, w = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
@@ -108,11 +108,17 @@ class FocalFactor(torch.autograd.Function):
     digits left far from one (s near 0).
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, q: Tensor, sigma: float, gamma: float) -> Tensor:
-        """Returns the factor, shaped as q."""
+    def setup_context(ctx, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        """Saves q."""
+        q, ctx.sigma, ctx.gamma = inputs
         ctx.save_for_backward(q)
-        ctx.sigma, ctx.gamma = sigma, gamma
+
+    @staticmethod
+    def forward(q: Tensor, sigma: float, gamma: float) -> Tensor:
+        """Returns the factor, shaped as q."""
         return (-torch.expm1(-q / sigma)).pow(gamma)
 
     @staticmethod
@@ -135,10 +141,16 @@ class Diversity(torch.autograd.Function):
     - mu cancels there.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, w: Tensor) -> Tensor:
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Saves w."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def forward(w: Tensor) -> Tensor:
         """Returns the scalar R."""
-        ctx.save_for_backward(w)
         count = w.shape[0]
         squares = sum(dev.square().sum() for _, _, dev in _deviations(_widest(w)))
         return (squares / (count * (count - 1))).to(w.dtype)
@@ -183,6 +195,6 @@ def _class_indices(target: Tensor, counted: Tensor, classes: int, ignore_index: 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """A context in which autocast is off: this loss is never downcast."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

@@ -1,0 +1,69 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cfal_kernels import _regime, ops
+
+#: Every backend of this version that can run on the CPU, as parameters; an absent one is skipped.
+BACKENDS = [
+    pytest.param("reference"),
+    pytest.param(
+        "cpu", marks=pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
+    ),
+]
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that run here."""
+    return ["reference"] if ops.unavailable else ["reference", "cpu"]
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """|actual - expected| / |expected| in the 2-norm over all elements; NaN counts as infinite.
+
+    Where the expected norm is 0, any difference counts as infinite.
+    """
+    actual, expected = actual.detach().double(), expected.detach().double()
+    assert actual.shape == expected.shape
+    difference = torch.linalg.vector_norm(actual - expected).item()
+    if difference == 0.0:
+        return 0.0
+    norm = torch.linalg.vector_norm(expected).item()
+    return difference / norm if norm > 0.0 and difference == difference else float("inf")
+
+
+@contextlib.contextmanager
+def forced_regime(regime: int) -> Iterator[None]:
+    """Sends every call to the kernels for `_regime.FEW` or `_regime.MANY` prototypes."""
+    before = _regime.few_limit
+    _regime.few_limit = 2**62 if regime == _regime.FEW else -1
+    try:
+        yield
+    finally:
+        _regime.few_limit = before
+
+
+def problem(
+    rows: int = 7,
+    classes: int = 4,
+    centres: int = 1,
+    dim: int = 5,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random features [B, D] and prototypes [C, M, D] that require grad, and targets [B].
+
+    Unit scale: with sigma = 2 D affinities are near 1/e.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    w = torch.randn(classes, centres, dim, generator=generator, dtype=torch.float64)
+    y = torch.randint(classes, (rows,), generator=generator)
+    return f.to(dtype).requires_grad_(), w.to(dtype).requires_grad_(), y
