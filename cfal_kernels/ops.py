@@ -32,7 +32,7 @@ def saved_numel(regime: int, rows: int, prototypes: int, dim: int) -> int:
 
 
 def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
-    """For many prototypes: affinities and state of kept rows, scalars, the pair or moment matrix."""
+    """For many prototypes: state of kept rows and affinities, scalars, pair or moment matrix."""
     block = max(1, min(_ROW_BLOCK, _SCRATCH_BUDGET // prototypes))
     kept = torch.sym_min(_CACHE_BUDGET // prototypes // block * block, rows)
     side = prototypes if prototypes <= dim else dim
