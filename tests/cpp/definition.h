@@ -19,8 +19,17 @@ struct Truth {
 inline Truth definition(const Problem& p, const Array& features, const Array& prototypes,
                         const UpstreamView& upstream) {
   const int64_t K = p.K(), D = p.D;
-  auto f = [&](int64_t i, int64_t d) { return features.at(i, d); };
-  auto w = [&](int64_t k, int64_t d) { return prototypes.at(k / p.M, k % p.M, d); };
+  std::vector<double> f_values, w_values;
+  for (int64_t i = 0; i < p.B; ++i)
+    for (int64_t d = 0; d < D; ++d) f_values.push_back(features.at(i, d));
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t d = 0; d < D; ++d) w_values.push_back(prototypes.at(k / p.M, k % p.M, d));
+  const double *const f = f_values.data(), *const w = w_values.data();
+  auto squared_distance = [D](const double* x, const double* y) {
+    double sum = 0;
+    for (int64_t d = 0; d < D; ++d) sum += (x[d] - y[d]) * (x[d] - y[d]);
+    return sum;
+  };
 
   // R = mean over pairs of (D_jk - mu)^2
   const double pairs = K * (K - 1) / 2.0;
@@ -28,9 +37,7 @@ inline Truth definition(const Problem& p, const Array& features, const Array& pr
   double mu = 0.0, R = 0.0;
   if (p.has_diversity()) {
     for (int64_t j = 0; j < K; ++j)
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t d = 0; d < D; ++d)
-          distance[j * K + k] += (w(j, d) - w(k, d)) * (w(j, d) - w(k, d));
+      for (int64_t k = 0; k < K; ++k) distance[j * K + k] = squared_distance(w + j * D, w + k * D);
     for (int64_t j = 0; j < K; ++j)
       for (int64_t k = 0; k < j; ++k) mu += distance[j * K + k] / pairs;
     for (int64_t j = 0; j < K; ++j)
@@ -51,9 +58,9 @@ inline Truth definition(const Problem& p, const Array& features, const Array& pr
     for (int64_t j = 0; j < p.C; ++j) {
       q[j] = INFINITY;
       for (int64_t m = 0; m < p.M; ++m) {
-        double sum = 0;
-        for (int64_t d = 0; d < D; ++d) sum += std::pow(f(i, d) - w(j * p.M + m, d), 2);
-        if (sum < q[j]) q[j] = sum, nearest[j] = j * p.M + m;
+        const int64_t k = j * p.M + m;
+        const double sum = squared_distance(f + i * D, w + k * D);
+        if (sum < q[j]) q[j] = sum, nearest[j] = k;
       }
       a[j] = std::exp(-q[j] / p.sigma);
     }
@@ -75,7 +82,7 @@ inline Truth definition(const Problem& p, const Array& features, const Array& pr
       const double da = j == y ? slope : (p.margin + a[j] - s > 0 ? focal : 0.0);
       const double c = 2 / p.sigma * a[j] * da * g;
       for (int64_t d = 0; d < D; ++d) {
-        const double pull = c * (f(i, d) - w(nearest[j], d));
+        const double pull = c * (f[i * D + d] - w[nearest[j] * D + d]);
         truth.grad_features[i * D + d] -= pull;
         truth.grad_prototypes[nearest[j] * D + d] += pull;
       }
@@ -87,7 +94,7 @@ inline Truth definition(const Problem& p, const Array& features, const Array& pr
       for (int64_t k = 0; k < K; ++k)
         for (int64_t d = 0; d < D; ++d)
           truth.grad_prototypes[j * D + d] +=
-              grad_R * 4 / pairs * (j == k ? 0 : distance[j * K + k] - mu) * (w(j, d) - w(k, d));
+              grad_R * 4 / pairs * (distance[j * K + k] - mu) * (w[j * D + d] - w[k * D + d]);
   return truth;
 }
 
