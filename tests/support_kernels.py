@@ -1,0 +1,127 @@
+"""Every implementation of the loss under one call, so that each gate runs on all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+import torch
+
+from cfal_kernels import _arguments, _regime, ops, reference
+from cfal_kernels.autograd import apply as fused
+from support import relative_error
+from truth import Truth, truth
+
+F32, F64 = torch.float32, torch.float64
+
+#: Norm-wise relative error that every implementation must stay below, whatever the input.
+TOLERANCE = {F64: 1e-12, F32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Path:
+    """One implementation; kernels are sent to a regime by force, whatever the number of centres.
+
+    Calls take the arguments of `cfal_kernels.cfal_loss` and pass through the same checks.
+    """
+
+    name: str
+    regime: int | None = None  # None: the eager definition
+    device: str = "cpu"
+
+    def __call__(self, features, prototypes, target, **keywords) -> torch.Tensor:
+        if self.regime is None:
+            return reference.cfal_loss(features, prototypes, target, **keywords)
+        defaults = reference.cfal_loss.__kwdefaults__
+        weights, parameters = _arguments.check(
+            features, prototypes, target, *(defaults | keywords).values()
+        )
+        return fused(features, prototypes, target, weights, (*parameters, self.regime))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+REFERENCE = Path("reference")
+FEW = Path("cpu-few", _regime.FEW)
+MANY = Path("cpu-many", _regime.MANY)
+KERNELS = (FEW, MANY)
+
+needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
+
+every_path = pytest.mark.parametrize(
+    "path", [REFERENCE, *(pytest.param(p, marks=needs_kernels) for p in KERNELS)], ids=str
+)
+every_kernel = pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=needs_kernels) for p in KERNELS], ids=str
+)
+every_dtype = pytest.mark.parametrize("dtype", [F64, F32], ids=["f64", "f32"])
+
+
+def value_and_grads(path, features, prototypes, target, upstream=None, **keywords):
+    """(loss, grad_features, grad_prototypes) for `upstream`, which a scalar loss may go without."""
+    f, w = features.detach().requires_grad_(), prototypes.detach().requires_grad_()
+    loss = path(f, w, target, **keywords)
+    return (loss.detach(), *torch.autograd.grad(loss, (f, w), upstream))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Random inputs that float32 represents exactly, so that one truth serves both dtypes.
+
+    Features lie at `distance` from their own prototype in units of the prototypes' spread; all of
+    it lies at `offset` from the origin.
+    """
+
+    rows: int
+    classes: int
+    centres: int = 1
+    dim: int = 7
+    distance: float = 1.0
+    offset: float = 0.0
+    seed: int = 0
+
+    @property
+    def keywords(self) -> dict:
+        """sigma = 2 D puts affinities near 1 / e at unit scale; weights and gamma are not neutral."""
+        weights = torch.linspace(0.5, 1.5, self.classes, dtype=F64).float()
+        return {"sigma": 2.0 * self.dim, "gamma": 1.5, "class_weights": weights}
+
+    def inputs(self, dtype: torch.dtype = F64):
+        """Features [B, D], prototypes [C, M, D], targets [B]."""
+        draw = torch.Generator().manual_seed(self.seed)
+        w = torch.randn(self.classes, self.centres, self.dim, generator=draw, dtype=F64)
+        y = torch.randint(self.classes, (self.rows,), generator=draw)
+        centre = torch.randint(self.centres, (self.rows,), generator=draw)
+        f = torch.randn(self.rows, self.dim, generator=draw, dtype=F64)
+        f = w[y, centre] + self.distance * f
+        return (f + self.offset).float().to(dtype), (w + self.offset).float().to(dtype), y
+
+    def upstream(self, dtype: torch.dtype = F64) -> torch.Tensor:
+        """One weight a row, of both signs."""
+        draw = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(self.rows, generator=draw, dtype=F64).float().to(dtype)
+
+
+@lru_cache(maxsize=64)
+def truth_of(sample: Sample) -> Truth:
+    return truth(*sample.inputs(), sample.upstream(), **sample.keywords)
+
+
+def errors_of(path: Path, sample: Sample, dtype: torch.dtype) -> dict[str, float]:
+    """Norm-wise relative errors of loss per row, grad_f and grad_w."""
+    got = value_and_grads(
+        path, *sample.inputs(dtype), sample.upstream(dtype), reduction="none", **sample.keywords
+    )
+    return errors_against(truth_of(sample), got)
+
+
+def errors_against(expected: Truth, got) -> dict[str, float]:
+    pairs = zip(("loss", "grad_f", "grad_w"), got, vars(expected).values(), strict=True)
+    return {name: relative_error(actual, exact) for name, actual, exact in pairs}
+
+
+def assert_accurate(path: Path, sample: Sample, dtype: torch.dtype) -> None:
+    errors = errors_of(path, sample, dtype)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
