@@ -36,6 +36,7 @@ class Task:
         settings_text: where the recipes come from.
         columns: scores to print.
         seeds: runs per loss unless the user says otherwise.
+        threads: CPU threads that the model can make use of.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     settings_text: str
     columns: tuple[str, ...]
     seeds: int
+    threads: int
 
 
 def build_system(task: Task, recipe: Recipe, class_counts: Sequence[int], seed: int) -> System:

@@ -31,7 +31,10 @@ def parser() -> argparse.ArgumentParser:
         "--epochs", type=_positive, metavar="N", help="at most so many (default: the task's own)"
     )
     result.add_argument(
-        "--threads", type=_positive, metavar="N", default=2, help="CPU threads (default: 2)"
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="CPU threads (default: 1, with --data 2)",
     )
     result.add_argument(
         "--max-patches",

@@ -19,24 +19,28 @@ from cfal_experiments.training import Recipe
 
 
 def run_demo(
-    folder: Path | None, seeds: int | None, epochs: int | None, threads: int, max_patches: int
+    folder: Path | None,
+    seeds: int | None,
+    epochs: int | None,
+    threads: int | None,
+    max_patches: int,
 ) -> None:
     """Train every loss of a task with several seeds; print the scores and the time per step.
 
     Raises:
         InputError: `folder` holds nothing to learn from.
     """
-    torch.set_num_threads(threads)
     task = tasks.digits_task() if folder is None else tasks.load_idc_task(folder, max_patches)
     if epochs is not None:
         task = dataclasses.replace(task, budget=dataclasses.replace(task.budget, epochs=epochs))
     count = seeds or task.seeds
+    torch.set_num_threads(threads or task.threads)
     for seed in range(count):
         task.split(seed)  # a split that cannot be made is to be known before the first training
     print(describe(task), flush=True)
     scores = compare(task, count)
     print("\n" + report.comparison(scores, task.columns, task.minority_text))
-    print("\n" + step_times(task, threads))
+    print("\n" + step_times(task))
 
 
 def describe(task: Task) -> str:
@@ -76,7 +80,7 @@ def compare(task: Task, seeds: int) -> dict[str, list[dict[str, float]]]:
     return scores
 
 
-def step_times(task: Task, threads: int) -> str:
+def step_times(task: Task) -> str:
     """Table of the time per step: the loss alone, and the whole training step around it."""
     split = task.split(0)
     counts = task.samples.counts(split.train)
@@ -118,11 +122,12 @@ def step_times(task: Task, threads: int) -> str:
             f"the fused loss (backend {served.backend}) is {gain:.1f} times as fast as eager and "
             f"costs {share:.2f} times the softmax head"
         )
+    threads = torch.get_num_threads()
     return "\n".join(
         [
             f"Time per step, forward + backward: batch {len(target)}, "
             f"{task.samples.num_classes} classes, embedding {features.shape[1]}, "
-            f"{threads} threads; median, steps interleaved",
+            f"{threads} thread{'s' if threads > 1 else ''}; median, steps interleaved",
             "",
             report.table(["", "loss alone", "whole training step"], rows),
             "",

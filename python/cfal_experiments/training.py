@@ -42,11 +42,14 @@ class Recipe:
     def __str__(self) -> str:
         """One line for people."""
         settings = {
+            **self.options,
             "learning rate": self.learning_rate,
             "weight decay": self.weight_decay,
-            **self.options,
         }
-        return f"{self.loss}: " + ", ".join(f"{name} {value}" for name, value in settings.items())
+        return f"{self.loss}: " + ", ".join(
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in settings.items()
+        )
 
 
 class System(nn.Module):

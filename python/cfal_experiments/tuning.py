@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=16, help="per loss (default 16)")
     parser.add_argument("--seeds", type=int, default=5, help="per trial (default 5)")
     parser.add_argument("--loss", choices=OPTIONS, help="only this one (default all)")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the task's)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
     task = digits_task() if options.data is None else load_idc_task(options.data)
+    torch.set_num_threads(options.threads or task.threads)
     for recipe in task.recipes:
         if options.loss not in (None, recipe.loss):
             continue
