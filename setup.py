@@ -320,9 +320,9 @@ class BuildPackage(build_py):
         if missing := native.missing():
             sys.exit(f"error: CFAL_BUILD=cpu, but {missing}")
         reasons = native.record["reasons"]
-        for target, reason in reasons.items():
-            say(f"{target} was not built: {reason}")
-        if reasons:
+        if reasons and native.record["mode"] != "none":
+            for target, reason in reasons.items():
+                say(f"{target} was not built: {reason}")
             say("the install goes on without; `python -m cfal_kernels.info` repeats the reasons")
 
 

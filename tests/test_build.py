@@ -1,0 +1,148 @@
+"""The build record, the objects, and the decisions of setup.py that cost no compile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cfal_kernels
+from cfal_kernels import _build
+
+ROOT = Path(__file__).resolve().parents[1]
+LIB = Path(cfal_kernels.__file__).parent / "_lib"
+in_checkout = pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file(), reason="needs the source checkout"
+)
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    if not _build.record():
+        pytest.skip("the package was not built")
+    return _build.record()
+
+
+def test_record_tells_what_was_built(record):
+    assert record["version"] == cfal_kernels.__version__
+    assert record["mode"] in ("auto", "none", "cpu")
+    names = {"cfal_torch_cpu", "_numpy_door"}
+    assert set(record["objects"]) | set(record["reasons"]) == names
+    assert not set(record["objects"]) & set(record["reasons"])
+    for name in record["objects"].values():
+        assert (LIB / name).is_file()
+    if record["objects"]:
+        assert record["compiler"] and "-ffast-math" not in record["flags"]
+        assert "baseline" in record["isa"]
+
+
+def _read_elf(tool: str, path: Path, *flags: str) -> str:
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}")
+    return subprocess.run([tool, *flags, path], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_torch_object_ties_to_no_machine(record):
+    """No run path, no Python; of torch only libraries that `import torch` has loaded."""
+    if "cfal_torch_cpu" not in record["objects"]:
+        pytest.skip(record["reasons"]["cfal_torch_cpu"])
+    dynamic = _read_elf("readelf", LIB / "cfal_torch_cpu.so", "-d")
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "python" in name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+@pytest.mark.parametrize("name", ["cfal_torch_cpu", "_numpy_door"])
+def test_objects_export_only_their_entry_points(record, name):
+    if name not in record["objects"]:
+        pytest.skip(record["reasons"][name])
+    symbols = _read_elf("nm", LIB / record["objects"][name], "-DC", "--defined-only")
+    assert not [line for line in symbols.splitlines() if "cfal::avx" in line]
+
+
+@in_checkout
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
+def test_variants_share_no_inline_functions():
+    """A function that two variants both emit would be merged into one of them, with its
+    instructions: on a lesser machine, an illegal instruction. Functions of a variant lie in its
+    namespace."""
+    objects = sorted(ROOT.glob("build/cmake-*/CMakeFiles/cfal_cpu_avx*.dir/csrc/cpu/kernels.cpp.o"))
+    if not objects:
+        pytest.skip("no build tree")
+    for path in objects:
+        isa = re.search(r"cfal_cpu_(\w+)\.dir", str(path))[1]
+        weak = re.findall(r"^\S* [WVu] (.*)$", _read_elf("nm", path, "-C", "--defined-only"), re.M)
+        shared = [s for s in weak if f"cfal::{isa}::" not in s and not s.startswith("DW.ref.")]
+        assert not shared
+
+
+def _plan(tmp_path: Path, **env: str) -> subprocess.CompletedProcess:
+    """Runs setup.py's planning on an empty copy, with no compiler unless `env` names one."""
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "LICENSE").write_text("")
+    (tmp_path / "cfal_kernels").mkdir()
+    (tmp_path / "cfal_kernels" / "__init__.py").write_text("")
+    (tmp_path / "python" / "cfal_experiments").mkdir(parents=True)
+    (tmp_path / "python" / "cfal_experiments" / "__init__.py").write_text("")
+    settings = {"CXX": "/nonexistent/c++", **env}
+    keep = {k: v for k, v in os.environ.items() if k not in ("CFAL_BUILD", "MAX_JOBS")}
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "out"],
+        cwd=tmp_path,
+        env=keep | settings,
+        capture_output=True,
+        text=True,
+    )
+
+
+@in_checkout
+class TestModes:
+    @pytest.fixture(autouse=True)
+    def _needs_setuptools(self):
+        pytest.importorskip("setuptools")
+
+    def test_auto_goes_on_without_a_compiler(self, tmp_path):
+        done = _plan(tmp_path)
+        assert done.returncode == 0
+        record = json.loads((tmp_path / "out/cfal_kernels/_lib/build.json").read_text())
+        assert record["objects"] == {}
+        for reason in record["reasons"].values():
+            assert "no C++ compiler" in reason and "/nonexistent/c++" in reason
+            assert reason in done.stderr
+
+    def test_cpu_does_not(self, tmp_path):
+        done = _plan(tmp_path, CFAL_BUILD="cpu")
+        assert done.returncode == 1
+        assert "cfal_torch_cpu was not built: no C++ compiler" in done.stderr
+
+    def test_none_asks_for_nothing(self, tmp_path):
+        done = _plan(tmp_path, CFAL_BUILD="none")
+        assert done.returncode == 0 and "not built" not in done.stderr
+        record = json.loads((tmp_path / "out/cfal_kernels/_lib/build.json").read_text())
+        assert set(record["reasons"]) == {"cfal_torch_cpu", "_numpy_door"}
+
+    @pytest.mark.parametrize(
+        ("env", "message"),
+        [
+            ({"CFAL_BUILD": "fast"}, "CFAL_BUILD='fast' is none of auto, none, cpu, cuda"),
+            ({"CFAL_BUILD": "cuda"}, "come with the GPU kernels"),
+            ({"CFAL_TORCH_DIR": "/nonexistent", "CXX": sys.executable}, "CFAL_TORCH_DIR"),
+        ],
+    )
+    def test_a_wrong_setting_is_a_one_line_error(self, tmp_path, env, message):
+        done = _plan(tmp_path, **env)
+        assert done.returncode == 1
+        assert message in done.stderr and "Traceback" not in done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert len(errors) == 1
