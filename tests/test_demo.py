@@ -62,7 +62,10 @@ def test_idc_runs_end_to_end_and_reports_what_it_skipped(
 ):
     damaged = next((idc_folder / "100" / "0").glob("*.png"))
     damaged.write_bytes(damaged.read_bytes()[:500])
-    assert demo.main(["--data", str(idc_folder), "--seeds", "1", "--epochs", "1"]) == 0
+    assert (
+        demo.main(["--data", str(idc_folder), "--seeds", "1", "--epochs", "1", "--threads", "1"])
+        == 0
+    )
     captured = capsys.readouterr()
     assert f"skipped {damaged}" in captured.err
     assert "159 patches of 20 patients: 99 negative, 60 positive" in captured.out
@@ -73,7 +76,18 @@ def test_idc_runs_end_to_end_and_reports_what_it_skipped(
 
 
 def test_idc_can_be_limited_to_some_patients(idc_folder: Path, capsys: pytest.CaptureFixture[str]):
-    options = ["--data", str(idc_folder), "--seeds", "1", "--epochs", "1", "--max-patches", "130"]
+    options = [
+        "--data",
+        str(idc_folder),
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--threads",
+        "1",
+        "--max-patches",
+        "130",
+    ]
     assert demo.main(options) == 0
     assert "128 patches of 16 patients" in capsys.readouterr().out
 

@@ -107,7 +107,7 @@ def step_times(task: Task) -> str:
             name: _training_step(system, contenders[name], images, target)
             for name, system in systems.items()
         },
-        repeats=50,
+        repeats=30,
     )
     rows = [
         [name, report.duration(loss_alone[name]), report.duration(whole_step[name])]
