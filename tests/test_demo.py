@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 Image = pytest.importorskip("PIL.Image")
 
-from cfal_experiments import demo  # noqa: E402
+from cfal_experiments import demo, tasks  # noqa: E402
 
 # Without compiled kernels the reference serves, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::cfal_kernels.diagnostics.CFALWarning")
@@ -75,21 +75,11 @@ def test_idc_runs_end_to_end_and_reports_what_it_skipped(
     assert "positive F1" in captured.out
 
 
-def test_idc_can_be_limited_to_some_patients(idc_folder: Path, capsys: pytest.CaptureFixture[str]):
-    options = [
-        "--data",
-        str(idc_folder),
-        "--seeds",
-        "1",
-        "--epochs",
-        "1",
-        "--threads",
-        "1",
-        "--max-patches",
-        "130",
-    ]
-    assert demo.main(options) == 0
-    assert "128 patches of 16 patients" in capsys.readouterr().out
+def test_idc_can_be_limited_to_some_patients(idc_folder: Path):
+    task = tasks.load_idc_task(idc_folder, max_patches=130)
+    facts = [text for _, text in task.facts]
+    assert any("128 patches of 16 patients" in text for text in facts)
+    assert any("32 left out by --max-patches 130" in text for text in facts)
 
 
 @pytest.mark.parametrize(
