@@ -13,10 +13,10 @@ namespace cfal {
 // type.
 constexpr int64_t kCacheBudget = int64_t{1}
                                  << 22;  // active affinities kept from forward to backward
-constexpr int64_t kScratchBudget = int64_t{1}
-                                   << 21;  // affinities of the rows at hand when they are not kept
+constexpr int64_t kScratchBudget = int64_t{1} << 20;  // of a thread: affinities of the rows at hand
 constexpr int64_t kPairsBudget = int64_t{1} << 20;  // [K, K] or [D, D] matrix of the diversity term
-constexpr int64_t kRowBlock = 64;                   // rows of one matrix product
+constexpr int64_t kChunkBudget = int64_t{1}
+                                 << 21;  // affinities recomputed in the backward at a time
 
 // Few prototypes: [B + K, K + 1]. Row i < B: coefficients c_i0 .. c_i,K-1, then dl_i/dR. Row B + j:
 // the coefficients (4 / P) (D_jk - mu) of prototype j against prototype k: the diversity term pulls
@@ -35,9 +35,12 @@ struct ManyLayout {
   static constexpr int64_t kScalars = 3;
   int64_t B, K, D;
 
-  // Rows of one matrix product: fewer where K alone exhausts the scratch memory.
+  // Rows of one matrix product: enough of them for the product to be efficient and for the threads
+  // to share, fewer where K alone exhausts the scratch memory. A function of the shape, so that
+  // results do not depend on the number of threads.
   int64_t block_rows() const {
-    if (K * kRowBlock <= kScratchBudget) return kRowBlock;
+    const int64_t wanted = B >= 2048 ? 256 : (B >= 512 ? 128 : 64);
+    if (K * wanted <= kScratchBudget) return wanted;
     return K < kScratchBudget ? kScratchBudget / K : 1;
   }
   // A whole number of blocks, so that kept and recomputed rows fall into the same matrix products.
@@ -45,8 +48,8 @@ struct ManyLayout {
     const int64_t rows = kCacheBudget / K / block_rows() * block_rows();
     return rows < B ? rows : B;
   }
-  // K <= D: differences of all pairs. K > D: the closed form on the D x D moment matrix, which then
-  // has no cancellation (more than D + 1 points cannot be equidistant).
+  // K <= D: differences of all pairs. K > D: the closed form on the D x D moment matrix, which
+  // needs K > D to be free of cancellation.
   bool by_pairs() const { return K <= D; }
   int64_t matrix_side() const { return by_pairs() ? K : D; }
   bool keeps_matrix() const { return matrix_side() * matrix_side() <= kPairsBudget; }

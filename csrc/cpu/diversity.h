@@ -53,13 +53,17 @@ PairStatistics pair_statistics(const Runtime& runtime, const T* w, int64_t K, in
       double count = 0.0, sum = 0.0, squares = 0.0;
       for (int64_t j = first; j < last; ++j) {
         const double* row = distances + (j - first) * K;
-        for (int64_t k = j + 1; k < K; ++k) sum += row[k] - pivot;
+        double in_row = 0.0;  // rows apart: the error grows with K, not with the number of pairs
+        for (int64_t k = j + 1; k < K; ++k) in_row += row[k] - pivot;
+        sum += in_row;
         count += static_cast<double>(K - j - 1);
       }
       const double mean = count > 0.0 ? pivot + sum / count : 0.0;
       for (int64_t j = first; j < last; ++j) {
         const double* row = distances + (j - first) * K;
-        for (int64_t k = j + 1; k < K; ++k) squares += (row[k] - mean) * (row[k] - mean);
+        double in_row = 0.0;
+        for (int64_t k = j + 1; k < K; ++k) in_row += (row[k] - mean) * (row[k] - mean);
+        squares += in_row;
       }
       partials[block] = {count, mean, squares};
     }

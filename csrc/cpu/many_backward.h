@@ -22,11 +22,12 @@ class ManyBackward {
         counted_rows_(counted_rows),
         upstream_(upstream),
         layout_{p.B, p.K(), p.D},
+        block_(layout_.block_rows()),
         saved_(saved),
         grad_features_(grad_features),
         grad_prototypes_(grad_prototypes) {
-    const int64_t widest = p.K() > p.D ? p.K() : p.D, block = layout_.block_rows();
-    const int64_t fit = kScratchBudget / widest / block * block;
+    const int64_t widest = p.K() > p.D ? p.K() : p.D, block = block_;
+    const int64_t fit = kChunkBudget / widest / block * block;
     chunk_ = fit < block ? block : (fit > 1024 ? 1024 : fit);
     if (chunk_ > p.B) chunk_ = p.B;
     tiles_ = (p.K() + kTile - 1) / kTile;
@@ -42,7 +43,7 @@ class ManyBackward {
     Scratch<T> recomputed(kept < p_.B ? chunk_ * K : 0),
         recomputed_state(chunk_ * ManyLayout::kRowState);
     pulled_.resize(chunk_ * D);
-    fill_.resize(((chunk_ + kRowBlock - 1) / kRowBlock) * tiles_);
+    fill_.resize(((chunk_ + block_ - 1) / block_) * tiles_);
     double diversity_slope = 0.0;
     for (int64_t first = 0; first < p_.B;) {
       const bool is_kept = first < kept;
@@ -67,7 +68,7 @@ class ManyBackward {
   }
 
  private:
-  static constexpr int64_t kTile = 128;  // prototypes of one tile
+  static constexpr int64_t kTile = 256;  // prototypes of one tile
   static constexpr int64_t kSparseShare =
       16;  // a tile with fewer than 1 / 16 of its entries goes entry by entry
 
@@ -89,12 +90,12 @@ class ManyBackward {
   }
 
   void recompute(const Runtime& runtime, int64_t first, int64_t rows, T* active, T* state) {
-    const int64_t K = p_.K(), block = layout_.block_rows();
+    const int64_t K = p_.K(), block = block_;
     const double R =
         p_.has_diversity() ? static_cast<double>(saved_[layout_.scalars_offset()]) : 0.0;
     const RowConstants shared = row_constants(p_, counted_rows_, R);
     parallel_products(runtime, (rows + block - 1) / block, [&](int64_t begin, int64_t end) {
-      ManyRows<T> block_of_rows(p_, runtime, *geometry_, shared);
+      ManyRows<T> block_of_rows(p_, runtime, *geometry_, shared, block);
       Scratch<double> loss(block);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t r = task * block, n = rows - r < block ? rows - r : block;
@@ -106,13 +107,13 @@ class ManyBackward {
 
   // fill_ [row blocks, tiles]: entries that are not 0 (a NaN is one).
   void count_entries(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t K = p_.K(), blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
-    parallel(runtime, blocks, kRowBlock * K / 8, [&](int64_t begin, int64_t end) {
+    const int64_t K = p_.K(), blocks = (chunk.rows + block_ - 1) / block_;
+    parallel(runtime, blocks, block_ * K / 8, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block)
         for (int64_t tile = 0; tile < tiles_; ++tile) {
           const int64_t last = row_end(chunk, block), n = tile_width(tile);
           int64_t count = 0;
-          for (int64_t r = block * kRowBlock; r < last; ++r) {
+          for (int64_t r = block * block_; r < last; ++r) {
             const T* a = chunk.active + r * K + tile * kTile;
             int32_t in_row = 0;
             for (int64_t k = 0; k < n; ++k) in_row += a[k] != T{0};
@@ -124,13 +125,13 @@ class ManyBackward {
   }
 
   int64_t row_end(const Chunk& chunk, int64_t block) const {
-    return chunk.rows < (block + 1) * kRowBlock ? chunk.rows : (block + 1) * kRowBlock;
+    return chunk.rows < (block + 1) * block_ ? chunk.rows : (block + 1) * block_;
   }
   int64_t tile_width(int64_t tile) const {
     return p_.K() - tile * kTile < kTile ? p_.K() - tile * kTile : kTile;
   }
   bool is_dense(int64_t block, int64_t tile) const {
-    return fill_[block * tiles_ + tile] * kSparseShare >= kRowBlock * kTile;
+    return fill_[block * tiles_ + tile] * kSparseShare >= block_ * kTile;
   }
 
   // The prototype as the products see it: about the mean if the geometry says so.
@@ -146,33 +147,29 @@ class ManyBackward {
   void add_features(const Runtime& runtime, const Chunk& chunk) {
     const int64_t D = p_.D;
     const bool in_place = p_.features.dtype == dtype_of<T>();
-    parallel_products(
-        runtime, (chunk.rows + kRowBlock - 1) / kRowBlock, [&](int64_t begin, int64_t end) {
-          FeatureRows<T> features(p_, kRowBlock, D);
-          Scratch<T> converted(in_place ? 0 : kRowBlock * D),
-              centred(geometry_->centred ? kTile * D : 0);
-          for (int64_t block = begin; block < end; ++block) {
-            const int64_t r0 = block * kRowBlock, n = row_end(chunk, block) - r0,
-                          i0 = chunk.first + r0;
-            T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
-            __builtin_memset(out, 0, static_cast<size_t>(n * D) * sizeof(T));
-            for (int64_t tile = 0; tile < tiles_;)
-              tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out);
-            const T* f = features.rows(i0, n, 0, D);
-            for (int64_t r = 0; r < n; ++r) {
-              finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
-              if (!in_place)
-                write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
-            }
-          }
-        });
+    parallel_products(runtime, (chunk.rows + block_ - 1) / block_, [&](int64_t begin, int64_t end) {
+      FeatureRows<T> features(p_, block_, D);
+      Scratch<T> converted(in_place ? 0 : block_ * D), centred(geometry_->centred ? kTile * D : 0);
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t r0 = block * block_, n = row_end(chunk, block) - r0, i0 = chunk.first + r0;
+        T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
+        __builtin_memset(out, 0, static_cast<size_t>(n * D) * sizeof(T));
+        for (int64_t tile = 0; tile < tiles_;)
+          tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out);
+        const T* f = features.rows(i0, n, 0, D);
+        for (int64_t r = 0; r < n; ++r) {
+          finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
+          if (!in_place) write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
+        }
+      }
+    });
   }
 
   // out [n, D] += A w over the tiles from `tile` on that can go together; returns the tile after
   // them.
   int64_t pull_tiles(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t tile,
                      int64_t n, T* centred, T* out) {
-    const int64_t K = p_.K(), D = p_.D, r0 = block * kRowBlock;
+    const int64_t K = p_.K(), D = p_.D, r0 = block * block_;
     const T* a = chunk.active + r0 * K + tile * kTile;
     if (is_dense(block, tile)) {
       int64_t last = tile + 1;
@@ -219,7 +216,7 @@ class ManyBackward {
   }
 
   void add_prototypes(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t D = p_.D, blocks = (chunk.rows + kRowBlock - 1) / kRowBlock;
+    const int64_t D = p_.D, blocks = (chunk.rows + block_ - 1) / block_;
     Scratch<T> slope(chunk.rows);
     parallel(runtime, chunk.rows, D, [&](int64_t begin, int64_t end) {
       FeatureRows<T> features(p_, 1, D);
@@ -263,7 +260,7 @@ class ManyBackward {
     const bool dense = is_dense(block, tile);
     if (dense)
       while (last < blocks && is_dense(last, tile)) ++last;
-    const int64_t r0 = block * kRowBlock, r1 = row_end(chunk, last - 1);
+    const int64_t r0 = block * block_, r1 = row_end(chunk, last - 1);
     if (fill_[block * tiles_ + tile] == 0) return last;
     const T* a = chunk.active + tile * kTile;
     if (dense)
@@ -284,7 +281,7 @@ class ManyBackward {
   void add_column_sums(const Chunk& chunk, int64_t tile, int64_t block, const T* slope) {
     const int64_t width = tile_width(tile);
     T sum[kTile] = {};
-    for (int64_t r = block * kRowBlock; r < row_end(chunk, block); ++r) {
+    for (int64_t r = block * block_; r < row_end(chunk, block); ++r) {
       const T* a = chunk.active + r * p_.K() + tile * kTile;
       for (int64_t k = 0; k < width; ++k) sum[k] += slope[r] * a[k];
     }
@@ -325,6 +322,7 @@ class ManyBackward {
   const int64_t counted_rows_;
   const UpstreamView& upstream_;
   const ManyLayout layout_;
+  const int64_t block_;  // rows of one task and of one tile
   const T* const saved_;
   void* const grad_features_;
   void* const grad_prototypes_;

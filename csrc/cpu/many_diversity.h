@@ -3,11 +3,13 @@
 // K <= D: all pairs by direct differences (diversity.h), their coefficients E applied as a matrix
 // product. K > D: the closed form on prototypes about their mean, with n_j = |w_j|^2, S = sum n, M
 // = W^T W [D, D]:
-//   sum over pairs of D_jk   = K S
-//   sum over pairs of D_jk^2 = K sum n^2 + S^2 + 2 |M|_F^2
-//   dR/dw_j = (4 / P) [(K n_j + S - K mu) w_j - sum_k n_k w_k + 2 M w_j],   mu = K S / P.
-// It is a difference of moments: the scalars are in double, and more than D + 1 points cannot be
-// equidistant, so R / mu^2 stays well above the rounding.
+//   sum over pairs of D_jk   = K S = P mu
+//   sum over pairs of D_jk^2 = K sum n^2 + S^2 + 2 |M|_F^2.
+// Their difference cancels where the prototypes spread evenly, up to all of it for the D + 1
+// corners of a simplex. In the deviations e_j = n_j - S / K and N = M - (S / D) I it is a sum of
+// terms that are never negative,
+//   P R     = K sum e^2 + 2 |N|_F^2 + 2 t S,   t = S (1 / D - 1 / (K - 1)) >= 0,
+//   dR/dw_j = (4 / P) [(K e_j + 2 t) w_j - sum_k e_k w_k + 2 N w_j].
 #pragma once
 
 #include "../core/saved.h"
@@ -42,8 +44,14 @@ class ManyDiversity {
   }
 
  private:
-  static constexpr int64_t kBlock = 64;         // prototypes or columns of one task
-  static constexpr int64_t kCentredRows = 256;  // prototypes centred at a time
+  static constexpr int64_t kRows = 256;     // prototypes of one task
+  static constexpr int64_t kColumns = 128;  // columns of M of one task
+
+  // Prototypes centred at a time: about 4 MiB of float32.
+  int64_t centred_rows() const {
+    const int64_t fit = (int64_t{1} << 20) / D_;
+    return fit < kRows ? kRows : (fit < K_ ? fit : K_);
+  }
 
   PairStatistics pairs(T* matrix) const {
     Scratch<double> kept(matrix ? K_ * K_ : 0);
@@ -61,11 +69,11 @@ class ManyDiversity {
 
   void add_pairs(double slope, double mean, const T* matrix, T* grad) const {
     const T* const w = geometry_.prototypes.get();
-    parallel_products(runtime_, (K_ + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
-      Scratch<double> distances(matrix ? 0 : kBlock * K_);
-      Scratch<T> recomputed(matrix ? 0 : kBlock * K_);
+    parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
+      Scratch<double> distances(matrix ? 0 : kRows * K_);
+      Scratch<T> recomputed(matrix ? 0 : kRows * K_);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * kBlock, n = K_ - first < kBlock ? K_ - first : kBlock;
+        const int64_t first = task * kRows, n = K_ - first < kRows ? K_ - first : kRows;
         const T* E = matrix ? matrix + first * K_ : recomputed.get();
         if (matrix == nullptr) {
           squared_distances(w + first * D_, D_, n, w, D_, K_, D_, distances.get(), K_);
@@ -121,80 +129,93 @@ class ManyDiversity {
     return S;
   }
 
+  // t = S (1 / D - 1 / (K - 1))
+  double excess(double S) const {
+    return S * (static_cast<double>(K_ - 1 - D_) / (static_cast<double>(D_) * (K_ - 1)));
+  }
+
   PairStatistics moments(T* matrix) const {
     const double K = static_cast<double>(K_), P = pair_count(), S = norm_sum();
     double squares = 0.0;
-    for (int64_t k = 0; k < K_; ++k)
-      squares += geometry_.centred_norm[k] * geometry_.centred_norm[k];
-    const int64_t tasks = (D_ + kBlock - 1) / kBlock;
+    for (int64_t k = 0; k < K_; ++k) {
+      const double e = geometry_.centred_norm[k] - S / K;
+      squares += e * e;
+    }
+    const int64_t tasks = (D_ + kColumns - 1) / kColumns;
     Scratch<double> partial(tasks);
     parallel_products(runtime_, tasks, [&](int64_t begin, int64_t end) {
-      Scratch<T> columns(D_ * kBlock), centred(kCentredRows * D_);
+      Scratch<T> columns(D_ * kColumns), centred(centred_rows() * D_);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * kBlock, n = D_ - first < kBlock ? D_ - first : kBlock;
-        moment_columns(first, n, first, centred.get(), columns.get());
-        partial[task] = 0.0;
-        for (int64_t d = first; d < D_; ++d)  // the part below the diagonal counts twice
-          for (int64_t e = 0; e < n; ++e) {
-            const double x = columns[(d - first) * n + e];
-            if (d < first + n)
-              partial[task] += x * x;
-            else
-              partial[task] += 2.0 * x * x;
-          }
-        if (matrix != nullptr)
-          for (int64_t d = first; d < D_; ++d)
-            for (int64_t e = 0; e < n; ++e)
-              matrix[d * D_ + first + e] = matrix[(first + e) * D_ + d] =
-                  columns[(d - first) * n + e];
+        const int64_t first = task * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
+        moment_columns(S, first, n, first, centred.get(), columns.get());
+        // M is symmetric: what lies below the diagonal block counts twice.
+        partial[task] = squared_norm(columns.get(), n * n) +
+                        2.0 * squared_norm(columns.get() + n * n, (D_ - first - n) * n);
+        if (matrix != nullptr) store_symmetric(columns.get(), first, n, matrix);
       }
     });
     double frobenius = 0.0;
     for (int64_t task = 0; task < tasks; ++task) frobenius += partial[task];
-    const double mean = K * S / P;
-    return {mean, (K * squares + S * S + 2.0 * frobenius) / P - mean * mean};
+    return {K * S / P, (K * squares + 2.0 * frobenius + 2.0 * excess(S) * S) / P};
   }
 
-  // out [D - row, n] = M[row.., first .. first + n), summed over blocks of centred prototypes.
-  void moment_columns(int64_t first, int64_t n, int64_t row, T* centred, T* out) const {
-    for (int64_t k = 0; k < K_; k += kCentredRows) {
-      const int64_t rows = K_ - k < kCentredRows ? K_ - k : kCentredRows;
+  // Columns [first, first + n) of M from row `first` on, into both triangles of matrix.
+  void store_symmetric(const T* columns, int64_t first, int64_t n, T* matrix) const {
+    constexpr int64_t kPatch = 16;  // transposed in patches that stay in cache
+    for (int64_t d0 = first; d0 < D_; d0 += kPatch)
+      for (int64_t e0 = 0; e0 < n; e0 += kPatch)
+        for (int64_t d = d0; d < d0 + kPatch && d < D_; ++d)
+          for (int64_t e = e0; e < e0 + kPatch && e < n; ++e) {
+            const T x = columns[(d - first) * n + e];
+            matrix[d * D_ + first + e] = x;
+            matrix[(first + e) * D_ + d] = x;
+          }
+  }
+
+  // out [D - row, n] = N[row.., first .. first + n), row <= first, summed over blocks of centred
+  // prototypes.
+  void moment_columns(double S, int64_t first, int64_t n, int64_t row, T* centred, T* out) const {
+    for (int64_t k = 0; k < K_; k += centred_rows()) {
+      const int64_t rows = K_ - k < centred_rows() ? K_ - k : centred_rows();
       geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred);
       gemm(runtime_, true, false, D_ - row, n, rows, 1.0, centred + row, D_, centred + first, D_,
            k > 0 ? 1.0 : 0.0, out, n);
+    }
+    for (int64_t e = 0; e < n; ++e) {
+      T& diagonal = out[(first + e - row) * n + e];
+      diagonal = static_cast<T>(diagonal - S / static_cast<double>(D_));
     }
   }
 
   void add_moments(double slope, const T* matrix, T* grad) const {
     const double K = static_cast<double>(K_), scale = slope * 4.0 / pair_count(), S = norm_sum();
-    const double mean_norm = S / K, mu = K * S / pair_count();
-    // sum_k n_k w_k, with the mean of n taken out: the centred prototypes sum to 0.
-    Scratch<double> weighted(D_);
+    const double mean_norm = S / K;
+    Scratch<double> weighted(D_);  // sum_k e_k w_k
     for (int64_t d = 0; d < D_; ++d) weighted[d] = 0.0;
     for (int64_t k = 0; k < K_; ++k) {
-      const double n = geometry_.centred_norm[k] - mean_norm;
+      const double e = geometry_.centred_norm[k] - mean_norm;
       for (int64_t d = 0; d < D_; ++d)
-        weighted[d] += n * (geometry_.prototypes.row(k)[d] - geometry_.mean[d]);
+        weighted[d] += e * (geometry_.prototypes.row(k)[d] - geometry_.mean[d]);
     }
-    Scratch<T> columns(matrix ? 0 : D_ * kBlock);
-    const int64_t width = matrix ? D_ : kBlock;
+    Scratch<T> columns(matrix ? 0 : D_ * kColumns);
+    const int64_t width = matrix ? D_ : kColumns;
     for (int64_t first = 0; first < D_; first += width) {
       const int64_t n = D_ - first < width ? D_ - first : width;
       if (matrix == nullptr)
         parallel_products(runtime_, 1, [&](int64_t, int64_t) {
-          Scratch<T> centred(kCentredRows * D_);
-          moment_columns(first, n, 0, centred.get(), columns.get());
+          Scratch<T> centred(centred_rows() * D_);
+          moment_columns(S, first, n, 0, centred.get(), columns.get());
         });
-      const T* const M = matrix ? matrix : columns.get();
-      parallel_products(runtime_, (K_ + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
-        Scratch<T> centred(kBlock * D_);
+      const T* const N = matrix ? matrix : columns.get();
+      parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
+        Scratch<T> centred(kRows * D_);
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t k = task * kBlock, rows = K_ - k < kBlock ? K_ - k : kBlock;
+          const int64_t k = task * kRows, rows = K_ - k < kRows ? K_ - k : kRows;
           geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred.get());
-          gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, centred.get(), D_, M, n, 1.0,
+          gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, centred.get(), D_, N, n, 1.0,
                grad + k * D_ + first, D_);
           for (int64_t r = 0; r < rows; ++r) {
-            const double own = K * geometry_.centred_norm[k + r] + S - K * mu;
+            const double own = K * (geometry_.centred_norm[k + r] - mean_norm) + 2.0 * excess(S);
             T* const out = grad + (k + r) * D_ + first;
             const T* const w = centred.get() + r * D_ + first;
             for (int64_t d = 0; d < n; ++d)

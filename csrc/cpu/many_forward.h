@@ -37,7 +37,7 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
   const RowConstants shared = row_constants(p, counted_rows, R);
   Scratch<double> row_loss(p.B);
   parallel_products(runtime, (p.B + block - 1) / block, [&](int64_t begin, int64_t end) {
-    ManyRows<T> rows(p, runtime, geometry, shared);
+    ManyRows<T> rows(p, runtime, geometry, shared, block);
     Scratch<T> active(kept < p.B ? block * K : 0), state(block * ManyLayout::kRowState);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task * block, n = p.B - first < block ? p.B - first : block;

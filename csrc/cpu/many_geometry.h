@@ -43,7 +43,12 @@ template <class T>
 class ManyGeometry {
  public:
   ManyGeometry(const Problem& p, const Runtime& runtime)
-      : prototypes(p), sigma(p.sigma), norm(p.K()), centred_norm(p.K()), mean(p.D) {
+      : prototypes(p),
+        sigma(p.sigma),
+        norm(p.K()),
+        centred_norm(p.K()),
+        mean(p.D),
+        rounded_mean(p.D) {
     const int64_t K = p.K(), D = p.D;
     average(runtime, K, D);
     parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
@@ -84,12 +89,19 @@ class ManyGeometry {
               !(centred_norm_sum >= kTrustedSpread * norm_sum);
   }
 
-  // rows [rows, D] minus the mean, as U.
+  // rows [rows, D] minus the mean, as U. The mean is rounded to U first unless digits are at stake:
+  // a common shift of all prototypes changes no difference between them.
   template <class U>
   void centre(const T* rows, int64_t ld, int64_t count, U* out) const {
+    const int64_t D = columns();
+    if (sizeof(U) == sizeof(T) && !centred) {
+      for (int64_t r = 0; r < count; ++r)
+        for (int64_t d = 0; d < D; ++d)
+          out[r * D + d] = static_cast<U>(rows[r * ld + d] - rounded_mean[d]);
+      return;
+    }
     for (int64_t r = 0; r < count; ++r)
-      for (int64_t d = 0; d < columns(); ++d)
-        out[r * columns() + d] = static_cast<U>(rows[r * ld + d] - mean[d]);
+      for (int64_t d = 0; d < D; ++d) out[r * D + d] = static_cast<U>(rows[r * ld + d] - mean[d]);
   }
   int64_t columns() const { return prototypes.columns(); }
 
@@ -103,6 +115,7 @@ class ManyGeometry {
   Scratch<double> norm;          // [K] |w_k|^2
   Scratch<double> centred_norm;  // [K] |w_k - mean|^2
   Scratch<double> mean;          // [D]
+  Scratch<T> rounded_mean;
   Scratch<double> feature_norm;  // [B] |f_i|^2, 0 for ignored rows
   double largest_norm = 0.0, largest_centred_norm = 0.0, norm_sum = 0.0, centred_norm_sum = 0.0;
   bool centred = false;  // take everything about the mean
@@ -125,7 +138,10 @@ class ManyGeometry {
     for (int64_t d = 0; d < D; ++d) mean[d] = 0.0;
     for (int64_t part = 0; part < parts; ++part)
       for (int64_t d = 0; d < D; ++d) mean[d] += sums[part * D + d];
-    for (int64_t d = 0; d < D; ++d) mean[d] /= static_cast<double>(K);
+    for (int64_t d = 0; d < D; ++d) {
+      mean[d] /= static_cast<double>(K);
+      rounded_mean[d] = static_cast<T>(mean[d]);
+    }
   }
 };
 

@@ -23,8 +23,6 @@ constexpr double kProductError = sizeof(G) == 8 ? 4e-16 : 3e-7;
 template <class T>
 constexpr double kToleratedError = sizeof(T) == 8 ? 2e-13 : 4e-6;
 
-constexpr int64_t kRowsMax = kRowBlock;
-
 template <class G>
 struct HingeSums {
   Vec<G> hinge{}, affinity{};  // of the active hinges
@@ -74,12 +72,13 @@ template <class T>
 class ManyRows {
  public:
   ManyRows(const Problem& p, const Runtime& runtime, const ManyGeometry<T>& geometry,
-           const RowConstants& shared)
+           const RowConstants& shared, int64_t max_rows)
       : p_(p),
         runtime_(runtime),
         geometry_(geometry),
         shared_(shared),
-        features_(p, kRowsMax, p.D) {
+        features_(p, max_rows, p.D),
+        rows_(max_rows) {
     if (p.M > 1) {
       nearest_.resize(p.C);
       compact_.resize(p.C);
@@ -89,14 +88,14 @@ class ManyRows {
       const int64_t fit = (int64_t{1} << 17) / p.D;  // 1 MiB of doubles
       const int64_t classes = (fit < 512 ? fit : 512) / p.M;
       tile_ = (classes < 1 ? 1 : (classes < p.C ? classes : p.C)) * p.M;
-      centred_features_.resize(kRowsMax * p.D);
+      centred_features_.resize(max_rows * p.D);
       centred_prototypes_.resize(tile_ * p.D);
-      products_.resize(kRowsMax * tile_);
+      products_.resize(max_rows * tile_);
     }
   }
 
-  // Rows [first, first + rows), rows <= kRowsMax: active [rows, K], state [rows, kRowState], loss
-  // [rows].
+  // Rows [first, first + rows), at most max_rows of them: active [rows, K], state [rows,
+  // kRowState], loss [rows].
   void run(int64_t first, int64_t rows, T* active, T* state, double* loss) {
     const int64_t K = p_.K(), D = p_.D;
     const T* f = features_.rows(first, rows, 0, D);
@@ -312,7 +311,7 @@ class ManyRows {
   const ManyGeometry<T>& geometry_;
   const RowConstants shared_;
   FeatureRows<T> features_;
-  RowAtHand rows_[kRowsMax];
+  Scratch<RowAtHand> rows_;
   int64_t tile_ = 0;
   Scratch<double> centred_features_, centred_prototypes_, products_;
   Scratch<int64_t> nearest_;  // [C] within the tile
