@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _regime
 
 _INF = math.inf
 _LEAST, _LARGEST = -(2**63), 2**63 - 1
@@ -92,8 +92,10 @@ def check(
         _explain_tensors(features, prototypes, target)
     if class_weights is not None:
         class_weights = _check_weights(features, prototypes, class_weights)
-    parameters = (sigma, margin, gamma, diversity_weight, detach_focal, code, ignore_index)
-    return class_weights, parameters
+    regime = _regime.of(w[0] if len(w) == 2 else w[0] * w[1])
+    return class_weights, (
+        sigma, margin, gamma, diversity_weight, detach_focal, code, ignore_index, regime,
+    )  # fmt: skip
 
 
 def check_inference(features: Any, prototypes: Any = None, target: Any = None) -> None:

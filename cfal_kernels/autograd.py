@@ -5,32 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ops
+from . import _arguments, ops
+from ._arguments import Parameters
 
 _NO_DOUBLE_BACKWARD = (
     "cfal_loss: the compiled kernels have no second derivative; use backend='reference' to "
-    "differentiate "
-    "a gradient of this loss"
+    "differentiate a gradient of this loss"
 )
-
-
-def apply(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None,
-    parameters: tuple[float, float, float, float, bool, int, int, int],
-) -> Tensor:
-    """The loss by the compiled operators, of arguments that have been checked.
-
-    `parameters` are those of the operator from sigma to regime. Nothing is saved where nothing
-    needs a gradient.
-    """
-    if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-        return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
-    if prototypes.dim() == 2:
-        prototypes = prototypes.unsqueeze(1)
-    return ops.forward(features, prototypes, target, class_weights, *parameters, False)[0]
 
 
 class FusedLoss(torch.autograd.Function):
@@ -84,3 +65,41 @@ class NoSecondDerivative(torch.autograd.Function):
     def backward(ctx, *_):
         """Raises RuntimeError."""
         raise RuntimeError(_NO_DOUBLE_BACKWARD)
+
+
+# Function.apply without its Python wrapper: that one serves torch.func alone, and a small call feels
+# it.
+_apply = super(torch.autograd.Function, FusedLoss).apply
+_in_transform = torch._C._are_functorch_transforms_active
+
+
+def apply(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: Parameters,
+) -> Tensor:
+    """The loss by the compiled operators, of arguments that have been checked.
+
+    Nothing is saved where nothing needs a gradient.
+    """
+    try:
+        if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
+            if torch.compiler.is_compiling() or _in_transform():
+                return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
+            return _apply(features, prototypes, target, class_weights, parameters)
+        if prototypes.dim() == 2:
+            prototypes = prototypes.unsqueeze(1)
+        return ops.forward(features, prototypes, target, class_weights, *parameters, False)[0]
+    except RuntimeError as error:
+        text = str(error)
+        if "cfal: target" in text:
+            bad = _arguments.bad_target(target, prototypes.shape[0], parameters[6])
+            raise (bad or error) from None
+        if "functorch" in text:
+            raise RuntimeError(
+                "cfal_loss: the compiled kernels do not take part in torch.func transforms (grad, "
+                "vmap, jvp ...); use backend='reference' there"
+            ) from error
+        raise

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _arguments, _regime, ops, reference
+from . import _arguments, _regime, autograd, ops, reference
 from ._arguments import Parameters
-from .autograd import apply as fused
 from .diagnostics import warn_once
 
 
@@ -29,48 +28,6 @@ class Backend:
     name: str
     refuses: Callable[[str, torch.dtype, torch.dtype], str]
     run: Callable[..., Tensor]
-
-
-def regime_of(prototypes: Tensor) -> int:
-    """`_regime.FEW` or `_regime.MANY`, from the number of centres C * M."""
-    shape = prototypes.shape
-    return _regime.of(shape[0] if len(shape) == 2 else shape[0] * shape[1])
-
-
-def _run_compiled(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None,
-    parameters: Parameters,
-) -> Tensor:
-    try:
-        return fused(
-            features, prototypes, target, class_weights, (*parameters, regime_of(prototypes))
-        )
-    except RuntimeError as error:
-        text = str(error)
-        if "cfal: target" in text:
-            translated = _arguments.bad_target(target, prototypes.shape[0], parameters[-1])
-            raise (translated or error) from None
-        if "functorch" in text:
-            raise RuntimeError(
-                "cfal_loss: the compiled kernels do not take part in torch.func transforms (grad, "
-                "vmap, jvp "
-                "...); use backend='reference' there"
-            ) from error
-        raise
-
-
-def _run_reference(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    class_weights: Tensor | None,
-    parameters: Parameters,
-) -> Tensor:
-    with reference.without_autocast(features.device.type):
-        return reference.definition(features, prototypes, target, class_weights, *parameters)
 
 
 def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
@@ -97,10 +54,10 @@ def _reference_refuses(device: str, features: torch.dtype, prototypes: torch.dty
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", _cuda_refuses, _run_compiled),
-        Backend("triton", _triton_refuses, _run_compiled),
-        Backend("cpu", _cpu_refuses, _run_compiled),
-        Backend("reference", _reference_refuses, _run_reference),
+        Backend("cuda", _cuda_refuses, autograd.apply),
+        Backend("triton", _triton_refuses, autograd.apply),
+        Backend("cpu", _cpu_refuses, autograd.apply),
+        Backend("reference", _reference_refuses, reference.run),
     )
 }
 _CPU = BACKENDS["cpu"]
@@ -148,7 +105,7 @@ def run(
     """Chooses and runs; `auto` says once when only the reference is left."""
     # What `choose` would answer for the common call, without its walk.
     if name == "auto" and not ops.unavailable and features.is_cpu:
-        return _run_compiled(features, prototypes, target, class_weights, parameters)
+        return autograd.apply(features, prototypes, target, class_weights, parameters)
     backend = choose(name, features, prototypes)
     if name == "auto" and backend is _FALLBACK and not torch.compiler.is_compiling():
         device = features.device.type
@@ -225,7 +182,7 @@ def explain(
     """
     if target is None and isinstance(features, Tensor):
         target = torch.empty(features.shape[:1], dtype=torch.int64, device=features.device)
-    _arguments.check(
+    _, (*_, regime) = _arguments.check(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
@@ -236,5 +193,4 @@ def explain(
         if name != serving.name:
             able = "auto prefers" if backend == "auto" else "the call asks for"
             reasons[name] = other.refuses(*facts) or f"it could, but {able} {serving.name}"
-    regime = "few" if regime_of(prototypes) == _regime.FEW else "many"
-    return Explanation(serving.name, regime, reasons)
+    return Explanation(serving.name, "few" if regime == _regime.FEW else "many", reasons)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks, backends, diagnostics
+from . import _arguments, _checks, backends, diagnostics
 from .distance import squared_distances
-from .functional import cfal_loss
 from .head import PrototypeHead
 from .initialization import authors_
 from .weights import check_beta, check_class_weights, check_counts, class_balanced_weights
@@ -214,30 +213,27 @@ class CFALLoss(nn.Module):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The loss of features [B, D] and class indices target [B]; errors as `cfal_loss`."""
-        prototypes, sigma = self.prototypes, self.sigma
-        loss = cfal_loss(
-            features,
-            prototypes,
-            target,
-            class_weights=self.class_weights,
-            sigma=sigma,
-            margin=self.margin,
-            gamma=self.gamma,
-            diversity_weight=self.diversity_weight,
-            detach_focal=self.detach_focal,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
+        # What cfal_loss does, with attributes where they lie: in a small step its keywords and the
+        # lookups of nn.Module cost as much as a kernel.
+        prototypes = self._parameters.get("prototypes")
+        if prototypes is None:
+            prototypes = self.prototypes
+        head = self._head
+        sigma = self._sigma if head is None else head[0].sigma
+        class_weights, parameters = _arguments.check(
+            features, prototypes, target, self._buffers["class_weights"],
+            sigma, self.margin, self.gamma, self.diversity_weight, self.detach_focal,
+            self.reduction, self.ignore_index,
+        )  # fmt: skip
+        loss = backends.run(self.backend, features, prototypes, target, class_weights, parameters)
         if (
-            not torch.compiler.is_compiling()
-            and self._watch is not None
+            self._watch is not None
+            and not torch.compiler.is_compiling()
             and self.training
             and loss.requires_grad
+            and not self._watch.step(features, prototypes, sigma, head is None)
         ):
-            go_on = self._watch.step(features, prototypes, sigma, self._head is None)
-            if not go_on:
-                self._watch = None
+            self._watch = None
         return loss
 
     def affinity(self, features: Tensor) -> Tensor:

@@ -44,11 +44,22 @@ def cfal_loss(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    with without_autocast(features.device.type):
-        return definition(features, prototypes, target, class_weights, *parameters)
+    return run(features, prototypes, target, class_weights, parameters)
 
 
-def definition(
+def run(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: _arguments.Parameters,
+) -> Tensor:
+    """The loss of arguments that have been checked, never downcast by autocast."""
+    with _without_autocast(features.device.type):
+        return _definition(features, prototypes, target, class_weights, *parameters)
+
+
+def _definition(
     features: Tensor,
     prototypes: Tensor,
     target: Tensor,
@@ -60,8 +71,8 @@ def definition(
     detach_focal: bool,
     reduction: int,
     ignore_index: int,
+    _: int,
 ) -> Tensor:
-    """The loss of arguments that have been checked; reduction 0 none, 1 mean, 2 sum."""
     dtype = compute_dtype(features, prototypes)
     w = prototypes.to(dtype)
     w = w[:, None, :] if w.dim() == 2 else w  # [C, M, D]
@@ -193,8 +204,7 @@ def _class_indices(target: Tensor, counted: Tensor, classes: int, ignore_index: 
         raise message from error
 
 
-def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """A context in which autocast is off: this loss is never downcast."""
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
