@@ -67,8 +67,7 @@ class NoSecondDerivative(torch.autograd.Function):
         raise RuntimeError(_NO_DOUBLE_BACKWARD)
 
 
-# Function.apply without its Python wrapper: that one serves torch.func alone, and a small call feels
-# it.
+# Function.apply without its Python wrapper, which serves torch.func alone: a small call feels it.
 _apply = super(torch.autograd.Function, FusedLoss).apply
 _in_transform = torch._C._are_functorch_transforms_active
 
