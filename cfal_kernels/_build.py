@@ -27,11 +27,17 @@ def find(name: str) -> Path | None:
 
 def why_missing(name: str) -> str:
     """Why the object `name` is not there, with the remedy."""
-    reason = record().get("reasons", {}).get(name)
-    if reason:
+    built = record()
+    if reason := built.get("reasons", {}).get(name):
         return f"{name} is not part of this build: {reason}"
+    checkout = FOLDER.parents[1]
+    if not built and (checkout / "setup.py").is_file():
+        return (
+            f"{name} is not built in {checkout}, the source checkout that Python imports here; "
+            f"run `make install` there, or start Python in another directory to import the "
+            f"installed package"
+        )
     return (
         f"{name} is not part of this build; install the package with a C++ compiler and torch "
-        f"present "
-        f"(pip install .), and see python -m cfal_kernels.info"
+        f"present (pip install .), and see python -m cfal_kernels.info"
     )

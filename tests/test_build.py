@@ -146,3 +146,11 @@ class TestModes:
         assert message in done.stderr and "Traceback" not in done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert len(errors) == 1
+
+
+@in_checkout
+def test_an_unbuilt_checkout_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(_build, "record", dict)
+    monkeypatch.setattr(_build, "FOLDER", ROOT / "cfal_kernels" / "_lib")
+    reason = _build.why_missing("cfal_torch_cpu")
+    assert str(ROOT) in reason and "make install" in reason
