@@ -190,15 +190,15 @@ class _Call:
 
 
 def _floats(name: str, value: ArrayLike) -> NDArray:
-    """`value` as a contiguous array of native float32 or float64."""
+    """`value` as a contiguous, aligned array of native float32 or float64."""
     array = np.asarray(value)
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise TypeError(
             f"{name} must be float32 or float64, got {array.dtype}; convert it with "
             f"{name}.astype(np.float32)"
         )
-    # order="C" rather than ascontiguousarray, which makes a 0-d array 1-d.
-    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    # Not ascontiguousarray, which makes a 0-d array 1-d.
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "ALIGNED"])
 
 
 def _indices(target: ArrayLike) -> NDArray:
@@ -209,4 +209,4 @@ def _indices(target: ArrayLike) -> NDArray:
             f"with "
             f"target.astype(np.int64)"
         )
-    return np.asarray(array, dtype=np.int64, order="C")
+    return np.require(array, np.int64, ["C", "ALIGNED"])
