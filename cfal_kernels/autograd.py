@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _arguments, ops
 from ._arguments import Parameters
@@ -84,9 +85,17 @@ def apply(
     Nothing is saved where nothing needs a gradient.
     """
     try:
-        if torch.is_grad_enabled() and (features.requires_grad or prototypes.requires_grad):
-            if torch.compiler.is_compiling() or _in_transform():
+        needs_grad = torch.is_grad_enabled() and (
+            features.requires_grad or prototypes.requires_grad
+        )
+        if torch.compiler.is_compiling():
+            if needs_grad:
                 return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
+        elif _in_transform() or forward_ad._current_level >= 0:
+            # The autograd function refuses what it cannot differentiate; the operator would not
+            # notice.
+            return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
+        elif needs_grad:
             return _apply(features, prototypes, target, class_weights, parameters)
         if prototypes.dim() == 2:
             prototypes = prototypes.unsqueeze(1)
@@ -96,9 +105,10 @@ def apply(
         if "cfal: target" in text:
             bad = _arguments.bad_target(target, prototypes.shape[0], parameters[6])
             raise (bad or error) from None
-        if "functorch" in text:
+        if "functorch" in text or "forward mode AD" in text or "jvp" in text:
             raise RuntimeError(
-                "cfal_loss: the compiled kernels do not take part in torch.func transforms (grad, "
-                "vmap, jvp ...); use backend='reference' there"
+                "cfal_loss: the compiled kernels take part neither in torch.func transforms (grad, "
+                "vmap ...) nor in forward-mode differentiation; backend='reference' serves grad "
+                "and vmap"
             ) from error
         raise

@@ -332,3 +332,18 @@ def test_transforms_are_served_by_the_reference_and_refused_by_kernels(backend):
     else:
         with pytest.raises(RuntimeError, match="torch.func.*backend='reference'"):
             torch.func.grad(of_features)(f.detach())
+
+
+@pytest.mark.parametrize("level", ["jvp", "dual"])
+def test_forward_mode_is_refused_and_never_silently_zero(level, backend):
+    f, w, y = (x.detach() for x in problem())
+
+    def of_features(f):
+        return cfal.cfal_loss(f, w, y, sigma=10.0, backend=backend)
+
+    with pytest.raises(RuntimeError):
+        if level == "jvp":
+            torch.func.jvp(of_features, (f,), (torch.ones_like(f),))
+        else:
+            with torch.autograd.forward_ad.dual_level():
+                of_features(torch.autograd.forward_ad.make_dual(f, torch.ones_like(f)))
