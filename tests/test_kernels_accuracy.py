@@ -1,0 +1,229 @@
+"""Error against long double: below the gate's bound, and no worse than eager arithmetic needs.
+
+Bounds are norm-wise relative errors over a whole tensor; where rows differ by orders of magnitude,
+each row's gradient is held to the bound by itself.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import mpmath
+import pytest
+import torch
+
+from support import relative_error
+from support_kernels import (
+    F32,
+    F64,
+    MANY,
+    REFERENCE,
+    TOLERANCE,
+    Sample,
+    assert_accurate,
+    assert_close_to,
+    errors_against,
+    every_dtype,
+    every_kernel,
+    every_path,
+    truth_of,
+    value_and_grads,
+)
+from truth import requires_long_double, truth
+
+pytestmark = requires_long_double
+
+#: K below, at and above D: the diversity term goes by pairs or by moments; one and more centres.
+SHAPES = {
+    "few-classes": {"rows": 33, "classes": 9, "dim": 40},
+    "centres": {"rows": 21, "classes": 6, "centres": 3, "dim": 19},
+    "K-above-D": {"rows": 20, "classes": 70, "dim": 17},
+    "K-below-D": {"rows": 10, "classes": 70, "dim": 130},
+    "centres-above-D": {"rows": 12, "classes": 45, "centres": 3, "dim": 11},
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def test_truth_is_the_derivative_of_the_definition():
+    """The truth's loss and gradients against 50 digits and numerical differentiation."""
+    sample = Sample(rows=3, classes=3, centres=2, dim=2)
+    f, w, y = sample.inputs()
+    g, omega = sample.upstream(), sample.keywords["class_weights"].double()
+    sigma, gamma = mpmath.mpf(sample.keywords["sigma"]), mpmath.mpf(sample.keywords["gamma"])
+
+    def rows(f, w):
+        def distance(x, z):
+            return sum((a - b) ** 2 for a, b in zip(x, z, strict=True))
+
+        centres = [c for group in w for c in group]
+        D = [distance(a, b) for i, a in enumerate(centres) for b in centres[:i]]
+        mu = mpmath.fsum(D) / len(D)
+        R = mpmath.fsum((d - mu) ** 2 for d in D) / len(D)
+        for x, own in zip(f, y.tolist(), strict=True):
+            a = [mpmath.exp(-min(distance(x, c) for c in group) / sigma) for group in w]
+            hinges = [max(mpmath.mpf(0), mpmath.mpf(0.1) + b - a[own]) for b in a]
+            hinges[own] = 0
+            yield mpmath.mpf(omega[own].item()) * (1 - a[own]) ** gamma * (sum(hinges) + R)
+
+    with mpmath.workdps(50):
+        exact = truth(f, w, y, g, **sample.keywords)
+        at = [[[mpmath.mpf(v) for v in row] for row in f.tolist()]]
+        at.append([[[mpmath.mpf(v) for v in c] for c in group] for group in w.tolist()])
+        assert [float(v) for v in rows(*at)] == pytest.approx(exact.loss.tolist(), rel=1e-15)
+
+        def slope(row, column):
+            value, step = row[column], mpmath.mpf(10) ** -20
+            ends = []
+            for row[column] in (value + step, value - step):
+                ends.append(sum(a * b for a, b in zip(g.tolist(), rows(*at), strict=True)))
+            row[column] = value
+            return float((ends[0] - ends[1]) / (2 * step))
+
+        grad_f = [slope(row, d) for row in at[0] for d in range(2)]
+        grad_w = [slope(row, d) for group in at[1] for row in group for d in range(2)]
+    assert grad_f == pytest.approx(exact.grad_features.flatten().tolist(), rel=1e-14)
+    assert grad_w == pytest.approx(exact.grad_prototypes.flatten().tolist(), rel=1e-14)
+
+
+@lru_cache
+def far_rows(shape: str):
+    """Inputs whose own affinities fall from 1e-2 to 1e-25, row by row, and their truth.
+
+    Hinges of other classes are open, and R keeps the slope of the focal factor alive.
+    """
+    sample = Sample(**SHAPES[shape])
+    f, w, y = sample.inputs()
+    ratio = torch.linspace(4.0, 57.0, len(y), dtype=F64)[:, None]  # q / sigma
+    direction = torch.nn.functional.normalize(f - w[y, 0], dim=1)
+    f = (w[y, 0] + direction * (ratio * sample.keywords["sigma"]).sqrt()).float().double()
+    return sample, f, w, y, truth(f, w, y, sample.upstream(), **sample.keywords)
+
+
+@lru_cache
+def unequal_prototypes(shape: str):
+    """Inputs with one prototype far out: R is a hundred times the rest of the loss."""
+    sample = Sample(**SHAPES[shape])
+    f, w, y = sample.inputs()
+    w[0] *= 8.0
+    return sample, f, w, y, truth(f, w, y, sample.upstream(), **sample.keywords)
+
+
+def run(path, dtype, sample, f, w, y):
+    upstream = sample.upstream(dtype)
+    return value_and_grads(
+        path, f.to(dtype), w.to(dtype), y, upstream, reduction="none", **sample.keywords
+    )
+
+
+@every_dtype
+@every_path
+@every_shape
+class TestBounds:
+    @pytest.mark.parametrize("distance", [1e-4, 0.03, 1.0, 3.0])
+    def test_near_and_far(self, path, dtype, shape, distance):
+        assert_accurate(path, Sample(**SHAPES[shape], distance=distance), dtype)
+
+    @pytest.mark.parametrize("offset", [30.0, 1e4])
+    def test_far_from_the_origin(self, path, dtype, shape, offset):
+        assert_accurate(path, Sample(**SHAPES[shape], offset=offset), dtype)
+
+    def test_tiny_gradients_of_far_rows(self, path, dtype, shape):
+        *inputs, exact = far_rows(shape)
+        got = run(path, dtype, *inputs)
+        assert_close_to(exact, got, dtype)
+        sizes = exact.grad_features.norm(dim=1)
+        assert sizes.min() < 1e-6 * sizes.max()
+        errors = [relative_error(a, b) for a, b in zip(got[1], exact.grad_features, strict=True)]
+        # Eager arithmetic rounds q / sigma, up to 57 here, before it takes the exponential.
+        slack = 2 * 57 * torch.finfo(dtype).eps if path is REFERENCE else 0.0
+        assert max(errors) < TOLERANCE[dtype] + slack
+
+    def test_prototypes_of_different_size(self, path, dtype, shape):
+        *inputs, exact = unequal_prototypes(shape)
+        assert_close_to(exact, run(path, dtype, *inputs), dtype)
+
+
+def assert_at_most_twice_eager(path, dtype, exact, sample, f, w, y):
+    """Per tensor; 16 units in the last place are the noise of the handful of roundings after R."""
+    got = errors_against(exact, run(path, dtype, sample, f, w, y))
+    eager = errors_against(exact, run(REFERENCE, dtype, sample, f, w, y))
+    for name, error in got.items():
+        assert error <= 2.0 * eager[name] + 16 * torch.finfo(dtype).eps, (name, got, eager)
+
+
+@every_dtype
+@every_kernel
+@every_shape
+class TestAgainstEager:
+    @pytest.mark.parametrize(
+        "variant", [{}, {"distance": 0.01}, {"distance": 3.0}, {"offset": 100.0}], ids=str
+    )
+    def test_random(self, path, dtype, shape, variant):
+        sample = Sample(**SHAPES[shape], **variant)
+        exact, inputs = truth_of(sample), sample.inputs()
+        assert_at_most_twice_eager(path, dtype, exact, sample, *inputs)
+
+    def test_far_rows(self, path, dtype, shape):
+        *inputs, exact = far_rows(shape)
+        assert_at_most_twice_eager(path, dtype, exact, *inputs)
+
+    def test_prototypes_of_different_size(self, path, dtype, shape):
+        *inputs, exact = unequal_prototypes(shape)
+        assert_at_most_twice_eager(path, dtype, exact, *inputs)
+
+
+@lru_cache
+def nearly_equidistant(count: int, dim: int, deviation: float):
+    """Prototypes [count, 1, dim] at the corners of a regular simplex, perturbed, and their truth.
+
+    With count > dim + 1 the superfluous ones lie inside. Only R is left of the loss: a margin of -1
+    closes every hinge. Also returns mu / sqrt(R), by which D_jk - mu loses digits.
+    """
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.eye(dim + 1, dtype=F64)
+    corners -= corners.mean(0)
+    corners = corners @ torch.linalg.svd(corners).Vh[:dim].T * dim**0.5  # [dim + 1, dim]
+    index = torch.arange(count)
+    w = corners[index % (dim + 1)] * torch.where(index > dim, 1 / 3, 1.0)[:, None]
+    w = w + deviation * torch.randn(count, dim, generator=draw, dtype=F64)
+    w = w[:, None].float().double()
+    sample = Sample(rows=3, classes=count, dim=dim)
+    f, _, y = sample.inputs()
+    exact = truth(f, w, y, torch.ones(3, dtype=F64), margin=-1.0, gamma=0.0)
+    distances = torch.pdist(w[:, 0]).square()
+    return f, w, y, exact, (distances.mean() / distances.std()).item()
+
+
+@every_dtype
+@every_path
+@pytest.mark.parametrize("deviation", [1e-2, 1e-4])
+@pytest.mark.parametrize("count,dim", [(9, 8), (9, 32), (70, 69), (70, 90), (70, 65), (70, 20)])
+def test_diversity_of_nearly_equidistant_prototypes(path, dtype, count, dim, deviation):
+    # What training strives for. The kernels for many prototypes take products in `dtype`, all else
+    # is in float64.
+    f, w, y, exact, loss_of_digits = nearly_equidistant(count, dim, deviation)
+    got = value_and_grads(
+        path, f.to(dtype), w.to(dtype), y, torch.ones(3, dtype=dtype),
+        margin=-1.0, gamma=0.0, reduction="none",
+    )  # fmt: skip
+    by_products = path.regime == MANY.regime and count > dim
+    eps = torch.finfo(dtype if by_products else F64).eps
+    assert_close_to(exact, got, dtype, tolerance=8 * eps * loss_of_digits)
+
+
+@every_kernel
+def test_half_precision_inputs_cost_only_their_own_rounding(path):
+    for dtype in (torch.float16, torch.bfloat16):
+        sample = Sample(rows=33, classes=9, dim=40)
+        f, w, y = sample.inputs(F32)
+        f = f.to(dtype)
+        g = sample.upstream()
+        exact = truth(f, w, y, g, **sample.keywords)
+        loss, grad_f, grad_w = value_and_grads(
+            path, f, w, y, g.float(), reduction="none", **sample.keywords
+        )
+        assert grad_f.dtype == dtype and grad_w.dtype == loss.dtype == F32
+        assert relative_error(loss, exact.loss) < TOLERANCE[F32]
+        assert relative_error(grad_w, exact.grad_prototypes) < TOLERANCE[F32]
+        # Rounded once, to nearest, from an accurate float32.
+        assert relative_error(grad_f, exact.grad_features) < torch.finfo(dtype).eps / 2
