@@ -193,30 +193,35 @@ class FewBackward {
       }
   }
 
-  // Adds the chunks in order, then the diversity term, for the columns of one tile.
+  // Adds the chunks in order, then the diversity term, for the columns of one tile. The term pulls
+  // prototypes towards each other as the loss pulls rows: sum_k E_jk (w_j - w_k) is the gradient of
+  // a row w_j with coefficients -E_jk.
   void finish_prototypes(int64_t column) {
     const int64_t K = p_.K(), D = p_.D, n = D - column < tile_ ? D - column : tile_;
-    Scratch<T> out(n);
+    Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * n);
     Scratch<double> sum(n);
-    const T* pairs = saved_ + layout_.pairs_offset();
-    for (int64_t j = 0; j < K; ++j) {
-      for (int64_t d = 0; d < n; ++d) sum[d] = 0.0;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-        const double* total = totals_.get() + (chunk * K + j) * D + column;
-        for (int64_t d = 0; d < n; ++d) sum[d] += total[d];
-      }
+    for (int64_t first = 0; first < K; first += kTileRowsBackward) {
+      const int64_t rows = K - first < kTileRowsBackward ? K - first : kTileRowsBackward;
       if (p_.has_diversity()) {
-        const T* wj = prototypes_.row(j) + column;
-        for (int64_t k = 0; k < K; ++k) {
-          const double coefficient = diversity_slope_ * pairs[j * layout_.stride() + k];
-          const T* wk = prototypes_.row(k) + column;
-          if (coefficient != 0.0)
-            for (int64_t d = 0; d < n; ++d)
-              sum[d] += coefficient * (static_cast<double>(wj[d]) - wk[d]);
-        }
+        const T* pairs = saved_ + layout_.pairs_offset() + first * layout_.stride();
+        const T* w = prototypes_.get() + column;
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t k = 0; k < K; ++k)
+            e[r * K + k] = static_cast<T>(-diversity_slope_ * pairs[r * layout_.stride() + k]);
+        pull_rows<T, true, false>(rows, w + first * D, D, e.get(), w, D, K, n, out.get(), n,
+                                  nullptr, 0);
+      } else {
+        __builtin_memset(out.get(), 0, static_cast<size_t>(rows * n) * sizeof(T));
       }
-      for (int64_t d = 0; d < n; ++d) out[d] = static_cast<T>(sum[d]);
-      write_row(grad_prototypes_, p_.prototypes_dtype, j * D + column, n, out.get());
+      for (int64_t r = 0; r < rows; ++r) {
+        T* const row = out.get() + r * n;
+        const double* total = totals_.get() + (first + r) * D + column;
+        for (int64_t d = 0; d < n; ++d) sum[d] = total[d];
+        for (int64_t chunk = 1; chunk < chunks_; ++chunk)
+          for (int64_t d = 0; d < n; ++d) sum[d] += total[chunk * K * D + d];
+        for (int64_t d = 0; d < n; ++d) row[d] = static_cast<T>(sum[d] + row[d]);
+        write_row(grad_prototypes_, p_.prototypes_dtype, (first + r) * D + column, n, row);
+      }
     }
   }
 

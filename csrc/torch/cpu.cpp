@@ -14,16 +14,15 @@
 namespace cfal::torch_door {
 namespace {
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   int64_t strides[3] = {1, 1, 1};
   const int64_t* size = sizes.begin();
   const auto dim = static_cast<int64_t>(sizes.size());
   for (int64_t d = dim - 2; d >= 0; --d)
     strides[d] = strides[d + 1] * (size[d + 1] > 0 ? size[d + 1] : 1);
   AtenTensorHandle handle;
-  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, size, strides, type, aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, strides, dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -62,12 +61,25 @@ void parallel_for(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, v
 
 const Runtime kRuntime = {&parallel_for, &gemm<float>, &gemm<double>};
 
-ScalarType compute_type(const Problem& p) {
-  return computes_in_double(p) ? ScalarType::Double : ScalarType::Float;
+int32_t code_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return codes().half;
+    case DType::kBFloat16:
+      return codes().bfloat16;
+    case DType::kFloat32:
+      return codes().single;
+    default:
+      return codes().double_;
+  }
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor features, const Tensor prototypes,
-                                   const Tensor target, const std::optional<Tensor> class_weights,
+int32_t compute_code(const Problem& p) {
+  return computes_in_double(p) ? codes().double_ : codes().single;
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& features, const Tensor& prototypes,
+                                   const Tensor& target, const std::optional<Tensor>& class_weights,
                                    double sigma, double margin, double gamma,
                                    double diversity_weight, bool detach_focal, int64_t reduction,
                                    int64_t ignore_index, int64_t regime, bool save) {
@@ -75,45 +87,44 @@ std::tuple<Tensor, Tensor> forward(const Tensor features, const Tensor prototype
       features, prototypes, target, class_weights,
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  const ScalarType type = compute_type(p);
+  const int32_t type = compute_code(p);
   Tensor loss = p.reduction == Reduction::kNone ? empty({p.B}, type) : empty({}, type);
   Tensor saved = empty({save ? saved_numel(p) : 0}, type);
-  cfal::forward(p, counted, kRuntime, loss.mutable_data_ptr(),
-                save ? saved.mutable_data_ptr() : nullptr);
-  return {loss, saved};
+  cfal::forward(p, counted, kRuntime, loss.data_ptr(), save ? saved.data_ptr() : nullptr);
+  return {std::move(loss), std::move(saved)};
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor grad_loss, const Tensor saved,
-                                    const Tensor features, const Tensor prototypes,
-                                    const Tensor target, const std::optional<Tensor> class_weights,
-                                    double sigma, double margin, double gamma,
-                                    double diversity_weight, bool detach_focal, int64_t reduction,
-                                    int64_t ignore_index, int64_t regime, bool need_features,
-                                    bool need_prototypes) {
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved,
+                                    const Tensor& features, const Tensor& prototypes,
+                                    const Tensor& target,
+                                    const std::optional<Tensor>& class_weights, double sigma,
+                                    double margin, double gamma, double diversity_weight,
+                                    bool detach_focal, int64_t reduction, int64_t ignore_index,
+                                    int64_t regime, bool need_features, bool need_prototypes) {
   const Problem p = make_problem(
       features, prototypes, target, class_weights,
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  const ScalarType type = compute_type(p);
-  STD_TORCH_CHECK(saved.dim() == 1 && saved.size(0) == saved_numel(p) &&
-                      saved.scalar_type() == type && saved.is_contiguous(),
+  const Facts coefficients = facts_of(saved), upstream = facts_of(grad_loss);
+  STD_TORCH_CHECK(coefficients.dim == 1 && coefficients.sizes[0] == saved_numel(p) &&
+                      coefficients.strides[0] == 1 && coefficients.dtype == compute_code(p),
                   "cfal: saved does not belong to these inputs");
   const bool per_row = p.reduction == Reduction::kNone;
-  STD_TORCH_CHECK(grad_loss.dim() == (per_row ? 1 : 0) && (!per_row || grad_loss.size(0) == p.B),
+  STD_TORCH_CHECK(upstream.dim == (per_row ? 1 : 0) && (!per_row || upstream.sizes[0] == p.B),
                   "cfal: grad_loss must have the shape of the loss");
-  const DType grad_type = dtype_of(grad_loss, "grad_loss");
-  STD_TORCH_CHECK(grad_type == DType::kFloat32 || grad_type == DType::kFloat64,
+  const DType upstream_type = dtype_of(upstream, "grad_loss");
+  STD_TORCH_CHECK(upstream_type == DType::kFloat32 || upstream_type == DType::kFloat64,
                   "cfal: grad_loss must be float32 or float64");
-  const UpstreamView upstream{grad_loss.const_data_ptr(), grad_type,
-                              per_row ? grad_loss.stride(0) : 0};
-  Tensor grad_features = need_features ? empty({p.B, p.D}, features.scalar_type())
-                                       : empty({0}, features.scalar_type());
-  Tensor grad_prototypes = need_prototypes ? empty({p.C, p.M, p.D}, prototypes.scalar_type())
-                                           : empty({0}, prototypes.scalar_type());
-  cfal::backward(p, counted, upstream, saved.const_data_ptr(), kRuntime,
-                 need_features ? grad_features.mutable_data_ptr() : nullptr,
-                 need_prototypes ? grad_prototypes.mutable_data_ptr() : nullptr);
-  return {grad_features, grad_prototypes};
+  const int32_t features_code = code_of(p.features.dtype),
+                prototypes_code = code_of(p.prototypes_dtype);
+  Tensor grad_features =
+      need_features ? empty({p.B, p.D}, features_code) : empty({0}, features_code);
+  Tensor grad_prototypes =
+      need_prototypes ? empty({p.C, p.M, p.D}, prototypes_code) : empty({0}, prototypes_code);
+  cfal::backward(p, counted, {upstream.data, upstream_type, per_row ? upstream.strides[0] : 0},
+                 coefficients.data, kRuntime, need_features ? grad_features.data_ptr() : nullptr,
+                 need_prototypes ? grad_prototypes.data_ptr() : nullptr);
+  return {std::move(grad_features), std::move(grad_prototypes)};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // first; these guard direct calls of torch.ops.cfal.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -12,22 +13,54 @@
 
 namespace cfal::torch_door {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      STD_TORCH_CHECK(false, "cfal: ", name, " must be float16, bfloat16, float32 or float64");
-  }
+// What the kernels read of a tensor, each fact asked once: every question crosses torch's C
+// interface.
+struct Facts {
+  int64_t dim;
+  const int64_t* sizes;
+  const int64_t* strides;
+  int32_t dtype;  // torch's own code
+  const void* data;
+};
+
+inline Facts facts_of(const Tensor& tensor) {
+  const AtenTensorHandle handle = tensor.get();
+  Facts facts{};
+  int64_t *sizes = nullptr, *strides = nullptr;
+  void* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &facts.dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &facts.dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+  facts.sizes = sizes;
+  facts.strides = strides;
+  facts.data = data;
+  return facts;
+}
+
+// torch's codes of the dtypes, asked once per process.
+struct DTypeCodes {
+  int32_t half = aoti_torch_dtype_float16(), bfloat16 = aoti_torch_dtype_bfloat16();
+  int32_t single = aoti_torch_dtype_float32(), double_ = aoti_torch_dtype_float64();
+  int32_t int32 = aoti_torch_dtype_int32(), int64 = aoti_torch_dtype_int64();
+};
+
+inline const DTypeCodes& codes() {
+  static const DTypeCodes all;
+  return all;
+}
+
+inline DType dtype_of(const Facts& tensor, const char* name) {
+  const DTypeCodes& known = codes();
+  if (tensor.dtype == known.single) return DType::kFloat32;
+  if (tensor.dtype == known.half) return DType::kFloat16;
+  if (tensor.dtype == known.bfloat16) return DType::kBFloat16;
+  STD_TORCH_CHECK(tensor.dtype == known.double_, "cfal: ", name,
+                  " must be float16, bfloat16, float32 or float64");
+  return DType::kFloat64;
 }
 
 struct Parameters {
@@ -36,43 +69,44 @@ struct Parameters {
   int64_t reduction, ignore_index, regime;
 };
 
-inline Problem make_problem(const Tensor& features, const Tensor& prototypes, const Tensor& target,
-                            const std::optional<Tensor>& class_weights,
+inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototypes_tensor,
+                            const Tensor& target_tensor, const std::optional<Tensor>& class_weights,
                             const Parameters& parameters) {
-  STD_TORCH_CHECK(features.dim() == 2 && prototypes.dim() == 3 && target.dim() == 1,
+  const Facts features = facts_of(features_tensor), prototypes = facts_of(prototypes_tensor),
+              target = facts_of(target_tensor);
+  STD_TORCH_CHECK(features.dim == 2 && prototypes.dim == 3 && target.dim == 1,
                   "cfal: features, prototypes and target must have 2, 3 and 1 dimensions, got ",
-                  features.dim(), ", ", prototypes.dim(), " and ", target.dim());
+                  features.dim, ", ", prototypes.dim, " and ", target.dim);
   Problem p;
-  p.B = features.size(0);
-  p.D = features.size(1);
-  p.C = prototypes.size(0);
-  p.M = prototypes.size(1);
-  STD_TORCH_CHECK(prototypes.size(2) == p.D, "cfal: features have ", p.D, " columns, prototypes ",
-                  prototypes.size(2));
-  STD_TORCH_CHECK(target.size(0) == p.B, "cfal: features have ", p.B, " rows, target ",
-                  target.size(0));
+  p.B = features.sizes[0];
+  p.D = features.sizes[1];
+  p.C = prototypes.sizes[0];
+  p.M = prototypes.sizes[1];
+  STD_TORCH_CHECK(prototypes.sizes[2] == p.D, "cfal: features have ", p.D, " columns, prototypes ",
+                  prototypes.sizes[2]);
+  STD_TORCH_CHECK(target.sizes[0] == p.B, "cfal: features have ", p.B, " rows, target ",
+                  target.sizes[0]);
   STD_TORCH_CHECK(p.C > 0 && p.M > 0 && p.D > 0, "cfal: prototypes must not be empty");
-  p.features = {
-      features.const_data_ptr(), dtype_of(features, "features"), p.B, p.D, features.stride(0),
-      features.stride(1)};
-  p.prototypes = prototypes.const_data_ptr();
+  p.features = {features.data,      dtype_of(features, "features"), p.B, p.D, features.strides[0],
+                features.strides[1]};
+  p.prototypes = prototypes.data;
   p.prototypes_dtype = dtype_of(prototypes, "prototypes");
-  for (int d = 0; d < 3; ++d) p.prototype_strides[d] = prototypes.stride(d);
-  const ScalarType target_type = target.scalar_type();
-  STD_TORCH_CHECK(target_type == ScalarType::Long || target_type == ScalarType::Int,
+  for (int d = 0; d < 3; ++d) p.prototype_strides[d] = prototypes.strides[d];
+  STD_TORCH_CHECK(target.dtype == codes().int64 || target.dtype == codes().int32,
                   "cfal: target must be int64 or int32");
-  p.target = target.const_data_ptr();
-  p.target_is_int32 = target_type == ScalarType::Int;
-  p.target_stride = target.stride(0);
+  p.target = target.data;
+  p.target_is_int32 = target.dtype == codes().int32;
+  p.target_stride = target.strides[0];
   if (class_weights.has_value()) {
-    STD_TORCH_CHECK(class_weights->dim() == 1 && class_weights->size(0) == p.C,
-                    "cfal: class_weights must have ", p.C, " elements");
-    p.class_weights_dtype = dtype_of(*class_weights, "class_weights");
+    const Facts weights = facts_of(*class_weights);
+    STD_TORCH_CHECK(weights.dim == 1 && weights.sizes[0] == p.C, "cfal: class_weights must have ",
+                    p.C, " elements");
+    p.class_weights_dtype = dtype_of(weights, "class_weights");
     STD_TORCH_CHECK(
         p.class_weights_dtype == DType::kFloat32 || p.class_weights_dtype == DType::kFloat64,
         "cfal: class_weights must be float32 or float64");
-    p.class_weights = class_weights->const_data_ptr();
-    p.class_weights_stride = class_weights->stride(0);
+    p.class_weights = weights.data;
+    p.class_weights_stride = weights.strides[0];
   }
   p.sigma = parameters.sigma;
   p.margin = parameters.margin;
