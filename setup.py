@@ -35,8 +35,8 @@ OLDEST_TORCH = (2, 10)
 GIB_PER_JOB = 2
 
 NO_TORCH = (
-    "no torch was found at build time; install torch>=2.10 first, then build again with pip install "
-    "--force-reinstall --no-deps (tools that build in an environment of their own, such as uv and "
+    "no torch was found at build time; install torch>=2.10 first, then build again with pip "
+    "install --force-reinstall --no-deps (tools that build in an environment of their own, such as uv and "
     "build, need --no-build-isolation, or CFAL_TORCH_DIR=<site-packages>/torch)"
 )
 NO_CUDA = (
