@@ -107,8 +107,9 @@ def run(
     if name == "auto" and not ops.unavailable and features.is_cpu:
         return autograd.apply(features, prototypes, target, class_weights, parameters)
     backend = choose(name, features, prototypes)
-    if name == "auto" and backend is _FALLBACK and not torch.compiler.is_compiling():
-        device = features.device.type
+    device = features.device.type
+    silent = device == "meta" or torch.compiler.is_compiling()
+    if name == "auto" and backend is _FALLBACK and not silent:
         reason = _CPU.refuses(device, features.dtype, prototypes.dtype)
         warn_once(
             f"fallback:{device}",
