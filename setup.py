@@ -36,8 +36,8 @@ GIB_PER_JOB = 2
 
 NO_TORCH = (
     "no torch was found at build time; install torch>=2.10 first, then build again with pip "
-    "install --force-reinstall --no-deps (tools that build in an environment of their own, such as uv and "
-    "build, need --no-build-isolation, or CFAL_TORCH_DIR=<site-packages>/torch)"
+    "install --force-reinstall --no-deps (a tool that builds in an environment of its own, as uv "
+    "and build do, needs --no-build-isolation, or CFAL_TORCH_DIR=<site-packages>/torch)"
 )
 NO_CUDA = (
     "CFAL_BUILD=cuda: the CUDA operators come with the GPU kernels, which this release does not "
