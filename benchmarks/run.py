@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
 
     rows: list[dict[str, Any]] = []
+    facts = environment(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         counter, why_not = None, "left out with --no-memory"
         if not options.no_memory:
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         for index, case in enumerate(SHAPES[options.shapes]):
             begin = time.perf_counter()
             for row in measure(case, names):
-                rows.append({**describe(case), **row})
+                rows.append({**describe(case), **row, **facts})
             for name in names:
                 if case.features == "random" and name not in case.left_out:
                     row = {"provider": name, "mode": "both", "metric": "peak_extra_bytes"}
@@ -77,20 +78,22 @@ def main(arguments: list[str] | None = None) -> None:
                     if counter is not None:
                         where = (options.shapes, index, name, options.threads)
                         row |= peak_memory(counter, *where)
-                    rows.append({**describe(case), **row})
+                    rows.append({**describe(case), **row, **facts})
+            write(rows, options.out)  # what is measured stays, whatever happens to the next case
             progress(f"{case} took {time.perf_counter() - begin:.0f} s")
-
-    facts = environment(options.threads)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
     progress(f"wrote {options.out}")
     goals = {table.key(describe(case)): case.goals for case in SHAPES[options.shapes]}
     print(table.render(table.read(options.out), goals))
     if options.readme:
         table.write_readme(table.render(table.read(options.out)))
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def measure(case: Case, names: list[str]) -> Iterator[dict[str, Any]]:
