@@ -126,7 +126,7 @@ class FewBackward {
     const int64_t padded = (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     FeatureRows<T> features(p_, kTileRowsBackward, tile_);
     Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * padded),
-        local(grad_prototypes_ ? K * padded : 0);
+        finite(kTileRowsBackward * n), local(grad_prototypes_ ? K * padded : 0);
     double* total = grad_prototypes_ ? totals_.get() + chunk * K * D + column : nullptr;
     const bool direct = p_.features.dtype == dtype_of<T>();
     if (total != nullptr) {
@@ -141,18 +141,26 @@ class FewBackward {
                   ? nullptr
                   : (direct ? static_cast<T*>(grad_features_) + i * D + column : out.get());
       const int64_t ldgf = direct ? D : padded;
-      if (scale_coefficients(i, rows, e.get())) {
+      bool pulls[kTileRowsBackward];
+      const int64_t pulling = scale_coefficients(i, rows, e.get(), pulls);
+      if (pulling > 0) {
         const T* f = features.rows(i, rows, column, n);
+        int64_t ldf = features.ld();
+        if (pulling < rows) {  // 0 times what a row without a gradient holds may be NaN
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t d = 0; d < n; ++d) finite[r * n + d] = pulls[r] ? f[r * ldf + d] : T{0};
+          f = finite.get();
+          ldf = n;
+        }
         const T* w = prototypes_.get() + column;
         if (gf != nullptr && total != nullptr)
-          pull_rows<T, true, true>(rows, f, features.ld(), e.get(), w, D, K, n, gf, ldgf,
-                                   local.get(), padded);
+          pull_rows<T, true, true>(rows, f, ldf, e.get(), w, D, K, n, gf, ldgf, local.get(),
+                                   padded);
         else if (gf != nullptr)
-          pull_rows<T, true, false>(rows, f, features.ld(), e.get(), w, D, K, n, gf, ldgf, nullptr,
-                                    0);
+          pull_rows<T, true, false>(rows, f, ldf, e.get(), w, D, K, n, gf, ldgf, nullptr, 0);
         else if (total != nullptr)
-          pull_rows<T, false, true>(rows, f, features.ld(), e.get(), w, D, K, n, nullptr, 0,
-                                    local.get(), padded);
+          pull_rows<T, false, true>(rows, f, ldf, e.get(), w, D, K, n, nullptr, 0, local.get(),
+                                    padded);
       } else if (gf != nullptr) {
         for (int64_t r = 0; r < rows; ++r)
           __builtin_memset(gf + r * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
@@ -168,21 +176,24 @@ class FewBackward {
     }
   }
 
-  // e = g c for `rows` rows; false if all of it is 0 (inactive or ignored rows: their gradient is
-  // exactly 0).
-  bool scale_coefficients(int64_t i, int64_t rows, T* e) const {
+  // e = g c for `rows` rows. Returns how many of them pull at all: an inactive or ignored row has
+  // only zeros, whatever it holds, and its gradient is exactly 0.
+  int64_t scale_coefficients(int64_t i, int64_t rows, T* e, bool* pulls) const {
     const int64_t K = p_.K();
-    bool any = false;
+    int64_t pulling = 0;
     for (int64_t r = 0; r < rows; ++r) {
       const T* c = saved_ + (i + r) * layout_.stride();
       const bool ignored = p_.target_at(i + r) == p_.ignore_index;
       const T g = ignored ? T{0} : static_cast<T>(upstream_.at(i + r));
+      bool any = false;
       for (int64_t k = 0; k < K; ++k) {
         e[r * K + k] = ignored ? T{0} : g * c[k];
         any |= e[r * K + k] != T{0};
       }
+      pulls[r] = any;
+      pulling += any;
     }
-    return any;
+    return pulling;
   }
 
   void flush(T* local, int64_t padded, int64_t K, int64_t n, double* total) const {
