@@ -112,8 +112,8 @@ def find_torch() -> tuple[Path | None, str]:
 
 
 def find_program(name: str) -> str | None:
-    """A working program on PATH, or among the scripts of this interpreter (venv not activated)."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    """A working program of this environment, which need not be activated, or else on PATH."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     for directory in path.split(os.pathsep):
         program = shutil.which(name, path=directory)
         # A shim of a version manager can be there and still fail.
