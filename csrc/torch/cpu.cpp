@@ -11,8 +11,31 @@
 #include "../cpu/cfal.h"
 #include "problem.h"
 
+// MKL's number of threads for the calling thread, 0 for the global one; returns the one before.
+// Absent where torch was built with another BLAS.
+#if defined(__ELF__)
+extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
+#else
+static int (*const MKL_Set_Num_Threads_Local)(int) = nullptr;
+#endif
+
 namespace cfal::torch_door {
 namespace {
+
+// Inside a parallel region MKL runs on one thread, but still picks its algorithm, and with it the
+// rounding, by the number it is set to.
+class OneThread {
+ public:
+  OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  const int before_;
+};
 
 Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   int64_t strides[3] = {1, 1, 1};
@@ -44,6 +67,7 @@ void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const
   const Tensor left = ta ? matrix(a, m, k, 1, lda) : matrix(a, m, k, lda, 1);
   const Tensor right = tb ? matrix(b, k, n, 1, ldb) : matrix(b, k, n, ldb, 1);
   const Tensor out = matrix(c, m, n, ldc, 1);
+  const OneThread one_thread;
   // Straight to the CPU kernel: no autograd or dispatch state is looked up, which threads of a pool
   // would not share.
   if (alpha == 1.0 && beta == 0.0) {
