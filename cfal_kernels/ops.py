@@ -16,7 +16,7 @@ forward = None
 backward = None
 
 # Mirrors csrc/core/saved.h, in elements.
-_CACHE_BUDGET = 1 << 22
+_CACHE_BUDGET = 1 << 21
 _SCRATCH_BUDGET = 1 << 20
 _PAIRS_BUDGET = 1 << 20
 _ROW_STATE = 5
@@ -32,8 +32,8 @@ def saved_numel(regime: int, rows: int, prototypes: int, dim: int) -> int:
 
 def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
     """For many prototypes: state of kept rows and affinities, scalars, pair or moment matrix."""
-    wanted = 256 if rows >= 2048 else 128 if rows >= 512 else 64
-    block = max(1, min(wanted, _SCRATCH_BUDGET // prototypes))
+    wanted = torch.sym_max(64, torch.sym_min(256, rows // 256 * 64))
+    block = torch.sym_min(wanted, max(1, _SCRATCH_BUDGET // prototypes))
     kept = torch.sym_min(_CACHE_BUDGET // prototypes // block * block, rows)
     side = prototypes if prototypes <= dim else dim
     matrix = side * side if side * side <= _PAIRS_BUDGET else 0

@@ -12,7 +12,7 @@ namespace cfal {
 // Memory that the many-prototype regime may use whatever the shape, in elements of the compute
 // type.
 constexpr int64_t kCacheBudget = int64_t{1}
-                                 << 22;  // active affinities kept from forward to backward
+                                 << 21;  // active affinities kept from forward to backward
 constexpr int64_t kScratchBudget = int64_t{1} << 20;  // of a thread: affinities of the rows at hand
 constexpr int64_t kPairsBudget = int64_t{1} << 20;  // [K, K] or [D, D] matrix of the diversity term
 constexpr int64_t kChunkBudget = int64_t{1}
@@ -28,18 +28,20 @@ struct FewLayout {
   int64_t pairs_offset() const { return B * stride(); }
 };
 
-// Many prototypes: [kept rows, K] active affinities | [kept rows, 4] row state | R | pair or moment
-// matrix, if kept.
+// Many prototypes: [kept rows, K] active affinities | [kept rows, kRowState] row state
+// (many_rows.h) | R, mu, whether everything is taken about the mean | pair or moment matrix, if
+// kept.
 struct ManyLayout {
   static constexpr int64_t kRowState = 5;
   static constexpr int64_t kScalars = 3;
   int64_t B, K, D;
 
-  // Rows of one matrix product: enough of them for the product to be efficient and for the threads
-  // to share, fewer where K alone exhausts the scratch memory. A function of the shape, so that
-  // results do not depend on the number of threads.
+  // Rows of one matrix product: a quarter of the batch, so that a few threads can share it, within
+  // [64, 256], where the product is efficient; fewer where K alone exhausts the scratch memory. A
+  // function of the shape, so that results do not depend on the number of threads.
   int64_t block_rows() const {
-    const int64_t wanted = B >= 2048 ? 256 : (B >= 512 ? 128 : 64);
+    const int64_t quarter = B / 256 * 64;
+    const int64_t wanted = quarter < 64 ? 64 : (quarter > 256 ? 256 : quarter);
     if (K * wanted <= kScratchBudget) return wanted;
     return K < kScratchBudget ? kScratchBudget / K : 1;
   }

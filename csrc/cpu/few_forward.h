@@ -128,6 +128,12 @@ class FewForward {
         pair_coefficients(pairs.get(), K, statistics.mean, saved_ + layout_.pairs_offset(),
                           layout_.stride());
     }
+    if (saved_ != nullptr) {  // no element of it is left as it was found
+      T* const pairs = saved_ + layout_.pairs_offset();
+      for (int64_t j = 0; j < K; ++j)
+        for (int64_t k = p_.has_diversity() ? K : 0; k <= K; ++k)
+          pairs[j * layout_.stride() + k] = T{0};
+    }
     const double scale = row_scale(p_, counted_rows_);
     shared_ = {p_.has_diversity() ? p_.diversity_weight * R : 0.0, scale, 2.0 / p_.sigma * scale};
     row_loss_.resize(p_.B);

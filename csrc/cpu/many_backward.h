@@ -140,6 +140,10 @@ class ManyBackward {
                               : geometry_->prototypes.row(k)[d];
   }
 
+  static void clear(T* out, int64_t n) {
+    __builtin_memset(out, 0, static_cast<size_t>(n) * sizeof(T));
+  }
+
   double upstream_of(int64_t i) const {
     return p_.target_at(i) == p_.ignore_index ? 0.0 : upstream_.at(i);
   }
@@ -153,9 +157,10 @@ class ManyBackward {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t r0 = block * block_, n = row_end(chunk, block) - r0, i0 = chunk.first + r0;
         T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
-        __builtin_memset(out, 0, static_cast<size_t>(n * D) * sizeof(T));
+        bool written = false;
         for (int64_t tile = 0; tile < tiles_;)
-          tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out);
+          tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out, written);
+        if (!written) clear(out, n * D);
         const T* f = features.rows(i0, n, 0, D);
         for (int64_t r = 0; r < n; ++r) {
           finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
@@ -166,9 +171,9 @@ class ManyBackward {
   }
 
   // out [n, D] += A w over the tiles from `tile` on that can go together; returns the tile after
-  // them.
+  // them. `written` says whether out holds anything yet.
   int64_t pull_tiles(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t tile,
-                     int64_t n, T* centred, T* out) {
+                     int64_t n, T* centred, T* out, bool& written) {
     const int64_t K = p_.K(), D = p_.D, r0 = block * block_;
     const T* a = chunk.active + r0 * K + tile * kTile;
     if (is_dense(block, tile)) {
@@ -181,10 +186,13 @@ class ManyBackward {
         geometry_->centre(w, D, width, centred);
         w = centred;
       }
-      gemm(runtime, false, false, n, D, width, 1.0, a, K, w, D, 1.0, out, D);
+      gemm(runtime, false, false, n, D, width, 1.0, a, K, w, D, written ? 1.0 : 0.0, out, D);
+      written = true;
       return last;
     }
-    if (fill_[block * tiles_ + tile] > 0)
+    if (fill_[block * tiles_ + tile] > 0) {
+      if (!written) clear(out, n * D);
+      written = true;
       for (int64_t r = 0; r < n; ++r)
         for (int64_t k = 0; k < tile_width(tile); ++k) {
           const T value = a[r * K + k];
@@ -192,6 +200,7 @@ class ManyBackward {
           for (int64_t d = 0; d < D; ++d)
             out[r * D + d] += value * prototype_at(tile * kTile + k, d);
         }
+    }
     return tile + 1;
   }
 
@@ -241,20 +250,19 @@ class ManyBackward {
       FeatureRows<T> features(p_, 1, D);
       for (int64_t tile = begin; tile < end; ++tile) {
         T* const grad = grad_ + tile * kTile * D;
-        if (chunk.first == 0) {
-          __builtin_memset(grad, 0, static_cast<size_t>(tile_width(tile) * D) * sizeof(T));
-        }
+        bool written = chunk.first > 0;
         for (int64_t block = 0; block < blocks;)
-          block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad);
+          block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad, written);
+        if (!written) clear(grad, tile_width(tile) * D);
         for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
       }
     });
   }
 
   // grad [tile, D] += A^T (v f) over the row blocks from `block` on that can go together; returns
-  // the block after them.
+  // the block after them. `written` as above.
   int64_t push_blocks(const Runtime& runtime, const Chunk& chunk, int64_t tile, int64_t block,
-                      int64_t blocks, const T* slope, T* grad) {
+                      int64_t blocks, const T* slope, T* grad, bool& written) {
     const int64_t K = p_.K(), D = p_.D, width = tile_width(tile);
     int64_t last = block + 1;
     const bool dense = is_dense(block, tile);
@@ -265,7 +273,10 @@ class ManyBackward {
     const T* a = chunk.active + tile * kTile;
     if (dense)
       gemm(runtime, true, false, width, D, r1 - r0, 1.0, a + r0 * K, K, pulled_.get() + r0 * D, D,
-           1.0, grad, D);
+           written ? 1.0 : 0.0, grad, D);
+    else if (!written)
+      clear(grad, width * D);
+    written = true;
     for (int64_t b = block; b < last; ++b) add_column_sums(chunk, tile, b, slope);
     if (dense) return last;
     for (int64_t r = r0; r < r1; ++r)

@@ -47,6 +47,13 @@ class ManyDiversity {
   static constexpr int64_t kRows = 256;     // prototypes of one task
   static constexpr int64_t kColumns = 128;  // columns of M of one task
 
+  // Products of the prototypes as they are, the mean taken out of the result: at most one bit is
+  // lost where the mean holds less than half of the squared norms. Otherwise the prototypes are
+  // centred first.
+  bool raw() const {
+    return !geometry_.centred && 2.0 * geometry_.centred_norm_sum >= geometry_.norm_sum;
+  }
+
   // Prototypes centred at a time: about 4 MiB of float32.
   int64_t centred_rows() const {
     const int64_t fit = (int64_t{1} << 20) / D_;
@@ -144,9 +151,12 @@ class ManyDiversity {
     const int64_t tasks = (D_ + kColumns - 1) / kColumns;
     Scratch<double> partial(tasks);
     parallel_products(runtime_, tasks, [&](int64_t begin, int64_t end) {
-      Scratch<T> columns(D_ * kColumns), centred(centred_rows() * D_);
+      Scratch<T> columns(D_ * kColumns), centred(raw() ? 0 : centred_rows() * D_);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
+        // Wide and narrow parts of the triangle by turns, so that threads with a range each share
+        // it evenly.
+        const int64_t part = task % 2 == 0 ? task / 2 : tasks - 1 - task / 2;
+        const int64_t first = part * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
         moment_columns(S, first, n, first, centred.get(), columns.get());
         // M is symmetric: what lies below the diagonal block counts twice.
         partial[task] = squared_norm(columns.get(), n * n) +
@@ -172,14 +182,24 @@ class ManyDiversity {
           }
   }
 
-  // out [D - row, n] = N[row.., first .. first + n), row <= first, summed over blocks of centred
-  // prototypes.
+  // out [D - row, n] = N[row.., first .. first + n), row <= first; centred is scratch for
+  // centred_rows() prototypes.
   void moment_columns(double S, int64_t first, int64_t n, int64_t row, T* centred, T* out) const {
-    for (int64_t k = 0; k < K_; k += centred_rows()) {
-      const int64_t rows = K_ - k < centred_rows() ? K_ - k : centred_rows();
-      geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred);
-      gemm(runtime_, true, false, D_ - row, n, rows, 1.0, centred + row, D_, centred + first, D_,
-           k > 0 ? 1.0 : 0.0, out, n);
+    if (raw()) {  // W^T W - K mean mean^T
+      const T* const w = geometry_.prototypes.get();
+      gemm(runtime_, true, false, D_ - row, n, K_, 1.0, w + row, D_, w + first, D_, 0.0, out, n);
+      for (int64_t d = row; d < D_; ++d) {
+        const T shift = static_cast<T>(static_cast<double>(K_) * geometry_.mean[d]);
+        for (int64_t e = 0; e < n; ++e)
+          out[(d - row) * n + e] -= shift * geometry_.rounded_mean[first + e];
+      }
+    } else {
+      for (int64_t k = 0; k < K_; k += centred_rows()) {
+        const int64_t rows = K_ - k < centred_rows() ? K_ - k : centred_rows();
+        geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred);
+        gemm(runtime_, true, false, D_ - row, n, rows, 1.0, centred + row, D_, centred + first, D_,
+             k > 0 ? 1.0 : 0.0, out, n);
+      }
     }
     for (int64_t e = 0; e < n; ++e) {
       T& diagonal = out[(first + e - row) * n + e];
@@ -188,42 +208,68 @@ class ManyDiversity {
   }
 
   void add_moments(double slope, const T* matrix, T* grad) const {
-    const double K = static_cast<double>(K_), scale = slope * 4.0 / pair_count(), S = norm_sum();
-    const double mean_norm = S / K;
-    Scratch<double> weighted(D_);  // sum_k e_k w_k
-    for (int64_t d = 0; d < D_; ++d) weighted[d] = 0.0;
-    for (int64_t k = 0; k < K_; ++k) {
-      const double e = geometry_.centred_norm[k] - mean_norm;
-      for (int64_t d = 0; d < D_; ++d)
-        weighted[d] += e * (geometry_.prototypes.row(k)[d] - geometry_.mean[d]);
-    }
+    const double scale = slope * 4.0 / pair_count(), S = norm_sum();
+    Scratch<double> weighted(D_);
+    Scratch<T> shift(D_);
+    weighted_sum(weighted.get());
     Scratch<T> columns(matrix ? 0 : D_ * kColumns);
     const int64_t width = matrix ? D_ : kColumns;
     for (int64_t first = 0; first < D_; first += width) {
       const int64_t n = D_ - first < width ? D_ - first : width;
       if (matrix == nullptr)
         parallel_products(runtime_, 1, [&](int64_t, int64_t) {
-          Scratch<T> centred(centred_rows() * D_);
+          Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
           moment_columns(S, first, n, 0, centred.get(), columns.get());
         });
       const T* const N = matrix ? matrix : columns.get();
+      // With raw products, N (w_j - mean) = N w_j - N mean: one vector for all prototypes.
+      for (int64_t e = 0; e < n; ++e) shift[e] = static_cast<T>(weighted[first + e]);
+      if (raw())
+        parallel_products(runtime_, 1, [&](int64_t, int64_t) {
+          gemm(runtime_, false, false, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, n, 1.0,
+               shift.get(), n);
+        });
       parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
-        Scratch<T> centred(kRows * D_);
+        Scratch<T> centred(raw() ? 0 : kRows * D_);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t k = task * kRows, rows = K_ - k < kRows ? K_ - k : kRows;
-          geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred.get());
-          gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, centred.get(), D_, N, n, 1.0,
-               grad + k * D_ + first, D_);
-          for (int64_t r = 0; r < rows; ++r) {
-            const double own = K * (geometry_.centred_norm[k + r] - mean_norm) + 2.0 * excess(S);
-            T* const out = grad + (k + r) * D_ + first;
-            const T* const w = centred.get() + r * D_ + first;
-            for (int64_t d = 0; d < n; ++d)
-              out[d] = static_cast<T>(out[d] + scale * (own * w[d] - weighted[first + d]));
+          const T* w = geometry_.prototypes.row(k);
+          if (!raw()) {
+            geometry_.centre(w, D_, rows, centred.get());
+            w = centred.get();
           }
+          gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, w, D_, N, n, 1.0,
+               grad + k * D_ + first, D_);
+          for (int64_t r = 0; r < rows; ++r)
+            add_own_moment(scale, S, k + r, first, n, shift.get(), grad + (k + r) * D_ + first);
         }
       });
     }
+  }
+
+  // out [n] += scale ((K e_k + 2 t) w_k - shift), about the mean.
+  void add_own_moment(double scale, double S, int64_t k, int64_t first, int64_t n, const T* shift,
+                      T* out) const {
+    const double K = static_cast<double>(K_);
+    const double own = scale * (K * (geometry_.centred_norm[k] - S / K) + 2.0 * excess(S));
+    const T* const w = geometry_.prototypes.row(k) + first;
+    for (int64_t d = 0; d < n; ++d)
+      out[d] = static_cast<T>(out[d] + own * (w[d] - geometry_.mean[first + d]) - scale * shift[d]);
+  }
+
+  // out [D] = sum_k e_k w_k
+  void weighted_sum(double* out) const {
+    const double mean_norm = norm_sum() / static_cast<double>(K_);
+    constexpr int64_t kPart = 64;
+    parallel(runtime_, (D_ + kPart - 1) / kPart, kPart * K_, [&](int64_t begin, int64_t end) {
+      const int64_t last = end * kPart < D_ ? end * kPart : D_;
+      for (int64_t d = begin * kPart; d < last; ++d) out[d] = 0.0;
+      for (int64_t k = 0; k < K_; ++k) {
+        const double e = geometry_.centred_norm[k] - mean_norm;
+        const T* const w = geometry_.prototypes.row(k);
+        for (int64_t d = begin * kPart; d < last; ++d) out[d] += e * (w[d] - geometry_.mean[d]);
+      }
+    });
   }
 
   const Runtime& runtime_;

@@ -31,6 +31,8 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
       saved[layout.scalars_offset()] = static_cast<T>(R);
       saved[layout.scalars_offset() + 1] = static_cast<T>(statistics.mean);
     }
+  } else if (saved != nullptr) {  // no element of it is left as it was found
+    for (int64_t i = layout.scalars_offset(); i < layout.numel(); ++i) saved[i] = T{0};
   }
   if (saved != nullptr) saved[layout.scalars_offset() + 2] = geometry.centred ? T{1} : T{0};
   const int64_t kept = saved != nullptr ? layout.kept_rows() : 0, block = layout.block_rows();

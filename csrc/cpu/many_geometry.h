@@ -48,13 +48,15 @@ class ManyGeometry {
         norm(p.K()),
         centred_norm(p.K()),
         mean(p.D),
-        rounded_mean(p.D) {
+        rounded_mean(p.D),
+        rounded_norm(p.K()) {
     const int64_t K = p.K(), D = p.D;
     average(runtime, K, D);
     parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
       Scratch<double> row(D);
       for (int64_t k = begin; k < end; ++k) {
         norm[k] = squared_norm(prototypes.row(k), D);
+        rounded_norm[k] = static_cast<T>(norm[k]);
         centre(prototypes.row(k), D, 1, row.get());
         centred_norm[k] = squared_norm(row.get(), D);
       }
@@ -116,6 +118,7 @@ class ManyGeometry {
   Scratch<double> centred_norm;  // [K] |w_k - mean|^2
   Scratch<double> mean;          // [D]
   Scratch<T> rounded_mean;
+  Scratch<T> rounded_norm;
   Scratch<double> feature_norm;  // [B] |f_i|^2, 0 for ignored rows
   double largest_norm = 0.0, largest_centred_norm = 0.0, norm_sum = 0.0, centred_norm_sum = 0.0;
   bool centred = false;  // take everything about the mean

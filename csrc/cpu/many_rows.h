@@ -118,7 +118,7 @@ class ManyRows {
            0.0, active, K);
       for (int64_t r = 0; r < rows; ++r)
         add_classes(rows_[r], f + r * features_.ld(), geometry_.feature_norm[first + r],
-                    geometry_.norm.get(), 0, K, active + r * K, active + r * K);
+                    geometry_.rounded_norm.get(), 0, K, active + r * K, active + r * K);
     }
     for (int64_t r = 0; r < rows; ++r)
       finish_row(rows_[r], active + r * K, state + r * ManyLayout::kRowState, loss + r);
@@ -158,22 +158,23 @@ class ManyRows {
   // Classes of the prototypes [k, k + n): products [n] = f w in, active affinities [n] out (may be
   // the same memory).
   template <class G>
-  void add_classes(RowAtHand& row, const T* f, double f_norm, const double* w_norm, int64_t k,
-                   int64_t n, G* products, T* active) {
+  void add_classes(RowAtHand& row, const T* f, double f_norm, const G* w_norm, int64_t k, int64_t n,
+                   G* products, T* active) {
     if (!row.counted || !row.finite) {
       for (int64_t i = 0; i < n; ++i)
         active[i] = row.counted ? static_cast<T>(__builtin_nan("")) : T{0};
       return;
     }
+    const G norm = static_cast<G>(f_norm);
     for (int64_t i = 0; i < n; ++i) {
-      const double q = f_norm + w_norm[i] - 2.0 * products[i];
-      products[i] = static_cast<G>(q < 0.0 ? 0.0 : q);
+      const G q = (norm + w_norm[i]) - G{2} * products[i];
+      products[i] = q < G{0} ? G{0} : q;
     }
     const double error = geometry_.product_error(kProductError<G>, f_norm);
     const int64_t first_class = k / p_.M, classes = n / p_.M;
     if (p_.M == 1) {
       hinge_classes(
-          row, f, first_class, classes, error, products, [](int64_t c) { return c; }, active);
+          row, f, first_class, classes, error, products, [k](int64_t c) { return k + c; }, active);
       return;
     }
     double* q = compact_q_.get();
