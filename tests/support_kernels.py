@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ TOLERANCE = {F64: 1e-12, F32: 1e-5}
 
 
 @dataclass(frozen=True)
-class Path:
+class Variant:
     """One implementation; calls take the arguments of `cfal_kernels.cfal_loss`, less backend.
 
     `regime` sends the call to the kernels for few or many prototypes, whatever their number.
@@ -39,9 +41,9 @@ class Path:
         return self.name
 
 
-REFERENCE = Path("reference", "reference")
-FEW = Path("cpu-few", "cpu", _regime.FEW)
-MANY = Path("cpu-many", "cpu", _regime.MANY)
+REFERENCE = Variant("reference", "reference")
+FEW = Variant("cpu-few", "cpu", _regime.FEW)
+MANY = Variant("cpu-many", "cpu", _regime.MANY)
 KERNELS = (FEW, MANY)
 
 needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
@@ -53,6 +55,13 @@ every_kernel = pytest.mark.parametrize(
     "path", [pytest.param(p, marks=needs_kernels) for p in KERNELS], ids=str
 )
 every_dtype = pytest.mark.parametrize("dtype", [F64, F32], ids=["f64", "f32"])
+
+
+def same_package(**environment: str) -> dict[str, str]:
+    """The environment for a process that shall import the package that was imported here."""
+    root = str(Path(cfal.__file__).resolve().parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
 
 
 def value_and_grads(path, features, prototypes, target, upstream=None, **keywords):
@@ -105,7 +114,7 @@ def truth_of(sample: Sample) -> Truth:
     return truth(*sample.inputs(), sample.upstream(), **sample.keywords)
 
 
-def rows_and_grads(path: Path, sample: Sample, dtype: torch.dtype):
+def rows_and_grads(path: Variant, sample: Sample, dtype: torch.dtype):
     """Loss per row and both gradients of a sample, to compare with `truth_of`."""
     inputs, upstream = sample.inputs(dtype), sample.upstream(dtype)
     return value_and_grads(path, *inputs, upstream, reduction="none", **sample.keywords)
@@ -117,7 +126,7 @@ def errors_against(expected: Truth, got) -> dict[str, float]:
     return {name: relative_error(actual, exact) for name, actual, exact in pairs}
 
 
-def assert_accurate(path: Path, sample: Sample, dtype: torch.dtype) -> None:
+def assert_accurate(path: Variant, sample: Sample, dtype: torch.dtype) -> None:
     assert_close_to(truth_of(sample), rows_and_grads(path, sample, dtype), dtype)
 
 
