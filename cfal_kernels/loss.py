@@ -172,7 +172,7 @@ class CFALLoss(nn.Module):
             if start.shape != prototypes.shape:
                 raise ValueError(f"init must have shape {list(shape)}, got {list(init.shape)}")
             prototypes.copy_(start)
-        elif init == "authors":
+        elif isinstance(init, str) and init == "authors":
             authors_(prototypes)
         else:
             raise ValueError(

@@ -80,7 +80,7 @@ def _definition(
     w = w.flatten(0, 1)  # [K, D], K = C M
 
     # Rows that are ignored become harmless zeros, whatever they hold, and drop out at the end.
-    counted = target != ignore_index  # [B]
+    counted = target.long() != ignore_index  # [B]; in int32 a large ignore_index would wrap
     y = _class_indices(target, counted, classes, ignore_index)[:, None]  # [B, 1]
     f = torch.where(counted[:, None], features.to(dtype), 0.0)  # [B, D]
 

@@ -40,7 +40,7 @@ def class_balanced_weights(class_counts: Tensor | Sequence[int] | Any, beta: flo
     if beta == 0.0:
         return torch.ones_like(counts, dtype=torch.float32)
     # 1 - beta^n = -expm1(n log beta), which keeps its digits where beta^n is close to 1.
-    raw = -(1.0 - beta) / torch.expm1(counts * math.log1p(beta - 1.0))
+    raw = -(1.0 - beta) / torch.expm1(counts * math.log(beta))
     return (raw * (len(raw) / raw.sum())).to(torch.float32)
 
 
