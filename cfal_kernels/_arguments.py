@@ -161,7 +161,8 @@ def _same_device(features: Tensor, **others: Tensor) -> None:
 
 def bad_target(target: Tensor, classes: int, ignore_index: int) -> ValueError | None:
     """The error for the first target that is neither a class nor `ignore_index`; reads the data."""
-    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    # In int32 a large ignore_index would wrap.
+    bad = ((target < 0) | (target >= classes)) & (target.long() != ignore_index)
     positions = bad.nonzero()
     if len(positions) == 0:
         return None

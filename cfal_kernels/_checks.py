@@ -7,6 +7,7 @@ answer is no, to find the precise message.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -41,6 +42,8 @@ def real(name: str, value: Any) -> float:
         )
     try:
         number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite, got an int beyond the largest float") from error
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from error
     if not math.isfinite(number):
@@ -59,9 +62,13 @@ def reduction_code(reduction: Any) -> int:
 
 def whole_number(name: str, value: Any, *, minimum: int | None = None) -> int:
     """`value` as an int (NumPy integers count); raises TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    number = int(value)
+    try:
+        # NumPy and torch give arrays an __index__ that raises for all but one integer.
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an int, got {shown(value)}")
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {number}")
     if not -(2**63) <= number < 2**63:
@@ -73,7 +80,13 @@ def flag(name: str, value: Any) -> bool:
     """`value` as a bool; only bools (NumPy's too) are taken."""
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
         return bool(value)
-    raise TypeError(f"{name} must be a bool, got {value!r}")
+    raise TypeError(f"{name} must be a bool, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """`value` as a message gives it: a plain value itself, of anything larger only the type."""
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return repr(value) if plain else type(value).__name__
 
 
 def shapes(

@@ -176,8 +176,8 @@ class CFALLoss(nn.Module):
             authors_(prototypes)
         else:
             raise ValueError(
-                f"init must be 'authors' or a tensor, got {init!r}; for class means call "
-                f"initialize_prototypes_(loss, features, target)"
+                f"init must be 'authors' or a tensor, got {_checks.shown(init)}; for class "
+                f"means call initialize_prototypes_(loss, features, target)"
             )
         return nn.Parameter(prototypes)
 

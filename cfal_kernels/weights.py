@@ -58,7 +58,9 @@ def check_counts(class_counts: Any, num_classes: int | None = None) -> Tensor:
         counts = torch.as_tensor(class_counts)
         counts = counts.detach().to(torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"class_counts must be numbers [C], got {class_counts!r}") from error
+        raise TypeError(
+            f"class_counts must be numbers [C], got {_checks.shown(class_counts)}"
+        ) from error
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(f"class_counts must be 1-D [C], got shape {list(counts.shape)}")
     if num_classes is not None and len(counts) != num_classes:
@@ -82,7 +84,9 @@ def check_class_weights(class_weights: Any, num_classes: int) -> Tensor:
         weights = torch.as_tensor(class_weights)
         weights = weights.detach().to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"class_weights must be numbers [C], got {class_weights!r}") from error
+        raise TypeError(
+            f"class_weights must be numbers [C], got {_checks.shown(class_weights)}"
+        ) from error
     if weights.dim() != 1 or len(weights) != num_classes:
         raise ValueError(
             f"class_weights must have shape [{num_classes}], one per class of "

@@ -87,6 +87,7 @@ VALUES = {
     "sigma negative": (dict(sigma=-1.0), "sigma must be > 0"),
     "sigma nan": (dict(sigma=math.nan), "sigma must be finite"),
     "sigma inf": (dict(sigma=math.inf), "sigma must be finite"),
+    "sigma beyond floats": (dict(sigma=10**400), "sigma must be finite"),
     "gamma negative": (dict(gamma=-0.5), "gamma must be >= 0"),
     "gamma nan": (dict(gamma=math.nan), "gamma must be finite"),
     "margin inf": (dict(margin=math.inf), "margin must be finite"),
@@ -142,6 +143,17 @@ def test_int32_targets_and_half_weights(backend):
     assert cfal.cfal_loss(f, w, y.int(), class_weights=half, backend=backend) == expected
 
 
+def test_int32_targets_and_an_ignore_index_beyond_them(backend):
+    # 2^32 + 1 is 1 in int32, which must not ignore class 1.
+    f, w, y = problem()
+    assert (y == 1).any()
+    expected = cfal.cfal_loss(f, w, y, backend=backend)
+    assert cfal.cfal_loss(f, w, y.int(), ignore_index=2**32 + 1, backend=backend) == expected
+    y[3] = 9
+    with pytest.raises(ValueError, match="target holds 9 at position 3"):
+        cfal.cfal_loss(f, w, y.int(), ignore_index=2**32 + 9, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_absent_backends_say_why(backend):
     with pytest.raises(RuntimeError, match=f"backend='{backend}' .*not built in this version"):
@@ -183,11 +195,16 @@ class TestModules:
             (dict(class_counts=[1, 2, 3]), ValueError, "3 counts for num_classes = 4"),
             (dict(class_counts=[1, 2, 0, 4]), ValueError, "positive.* 0 for class 2"),
             (dict(class_counts="abcd"), TypeError, "class_counts must be numbers"),
+            (dict(class_counts=[None] * 900), TypeError, r"class_counts .* got list$"),
+            (dict(class_weights=[None] * 900), TypeError, r"class_weights .* got list$"),
+            (dict(num_classes=np.zeros(900)), TypeError, r"num_classes .* int, got ndarray$"),
+            (dict(detach_focal=np.zeros(900)), TypeError, r"detach_focal .* bool, got ndarray$"),
             (dict(class_weights=[1.0] * 3), ValueError, r"class_weights .*\[4\].*\[3\]"),
             (dict(class_weights=[1, 1, -1, 1]), ValueError, "class_weights .* -1 for class 2"),
             (dict(class_weights=[1, 1, math.nan, 1]), ValueError, "class_weights .*finite"),
             (dict(class_weights=[1] * 4, class_counts=[1] * 4), ValueError, "exclude each other"),
             (dict(init="class_means"), ValueError, "initialize_prototypes_"),
+            (dict(init=np.zeros((4, 5))), ValueError, "'authors' or a tensor, got ndarray;"),
             (dict(init=torch.zeros(4, 6)), ValueError, r"init .*\[4, 1, 5\], got \[4, 6\]"),
         ],
     )

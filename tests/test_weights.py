@@ -32,6 +32,12 @@ def test_beta_zero_is_exactly_ones():
     assert cfal.class_balanced_weights([3, 5000, 70], 0.0).tolist() == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("beta", [1e-20, 5e-324])
+def test_beta_next_to_zero_is_ones(beta):
+    # beta - 1 rounds to -1, whose log1p does not exist.
+    assert cfal.class_balanced_weights([3, 5000, 70], beta).tolist() == [1.0, 1.0, 1.0]
+
+
 def test_beta_near_one_is_inverse_frequency():
     # Written as 1 - beta**n this would be 0 / 0.
     counts = [10, 40, 200]
