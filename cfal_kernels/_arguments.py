@@ -98,6 +98,16 @@ def check(
     )  # fmt: skip
 
 
+def parameter_dtype(dtype: Any) -> torch.dtype:
+    """The dtype of new prototypes: float32 for None; TypeError unless the loss computes in it."""
+    if dtype is None:
+        return torch.float32
+    if dtype not in _FLOATS:
+        given = dtype if isinstance(dtype, torch.dtype) else _checks.shown(dtype)
+        raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {given}")
+    return dtype
+
+
 def check_inference(features: Any, prototypes: Any = None, target: Any = None) -> None:
     """`check` for calls without a loss: features [B, D], prototypes and target where given."""
     others = {"prototypes": prototypes, "target": target}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import _checks
+from . import _arguments, _checks
 from .distance import squared_distances
 from .initialization import authors_
 
@@ -59,7 +59,7 @@ class PrototypeHead(nn.Module):
         self.sigma = _checks.hyperparameters(sigma, 0.0, 0.0, 0.0)[0]
         shape = (self.num_classes, self.centers_per_class, self.embedding_dim)
         self.prototypes = nn.Parameter(
-            torch.empty(shape, device=device, dtype=dtype or torch.float32)
+            torch.empty(shape, device=device, dtype=_arguments.parameter_dtype(dtype))
         )
         self.reset_parameters()
 

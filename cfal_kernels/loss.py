@@ -165,7 +165,7 @@ class CFALLoss(nn.Module):
         self, init: str | Tensor, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> nn.Parameter:
         shape = (self.num_classes, self.centers_per_class, self.embedding_dim)
-        prototypes = torch.empty(shape, device=device, dtype=dtype or torch.float32)
+        prototypes = torch.empty(shape, device=device, dtype=_arguments.parameter_dtype(dtype))
         if isinstance(init, Tensor):
             start = init.detach()
             start = start.unsqueeze(1) if start.dim() == 2 else start
@@ -180,6 +180,14 @@ class CFALLoss(nn.Module):
                 f"means call initialize_prototypes_(loss, features, target)"
             )
         return nn.Parameter(prototypes)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses to replace prototypes that belong to a head."""
+        if name == "prototypes" and self.__dict__.get("_head") is not None:
+            raise AttributeError(
+                "the prototypes belong to the head; assign head.prototypes instead"
+            )
+        super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CFALLoss:
         # .half() is for the prototypes; rounding the weights would gain nothing.

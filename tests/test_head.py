@@ -44,6 +44,16 @@ def test_logits_are_the_decision_rule():
     torch.testing.assert_close(loss.affinity(f), a)
 
 
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor])
+def test_prototypes_of_a_head_cannot_be_assigned_on_the_loss(kind):
+    head = cfal.PrototypeHead(5, 3)
+    loss = cfal.CFALLoss.from_head(head)
+    with pytest.raises(AttributeError, match="^the prototypes belong to the head; .*head.proto"):
+        loss.prototypes = kind(torch.zeros(3, 1, 5))
+    head.prototypes = nn.Parameter(torch.zeros(3, 1, 5))
+    assert loss.prototypes is head.prototypes
+
+
 def test_posteriors_do_not_underflow():
     loss = cfal.CFALLoss(3, 5, sigma=1e-3)
     p = loss.predict_proba(torch.randn(8, 5))

@@ -203,6 +203,8 @@ class TestModules:
             (dict(class_weights=[1, 1, -1, 1]), ValueError, "class_weights .* -1 for class 2"),
             (dict(class_weights=[1, 1, math.nan, 1]), ValueError, "class_weights .*finite"),
             (dict(class_weights=[1] * 4, class_counts=[1] * 4), ValueError, "exclude each other"),
+            (dict(dtype=torch.int64), TypeError, "dtype must be float16.*got torch.int64"),
+            (dict(dtype="float32"), TypeError, "dtype must be float16.*got 'float32'"),
             (dict(init="class_means"), ValueError, "initialize_prototypes_"),
             (dict(init=np.zeros((4, 5))), ValueError, "'authors' or a tensor, got ndarray;"),
             (dict(init=torch.zeros(4, 6)), ValueError, r"init .*\[4, 1, 5\], got \[4, 6\]"),
@@ -217,6 +219,8 @@ class TestModules:
             cfal.PrototypeHead(5, 4, sigma=0.0)
         with pytest.raises(ValueError, match="num_classes must be >= 1"):
             cfal.PrototypeHead(5, 0)
+        with pytest.raises(TypeError, match="dtype must be float16.*got torch.int64"):
+            cfal.PrototypeHead(5, 4, dtype=torch.int64)
 
     def test_special_cases_refuse_what_they_switch_off(self):
         with pytest.raises(TypeError, match="AffinityLoss has no keyword gamma"):
