@@ -234,12 +234,15 @@ class CFALLoss(nn.Module):
             self.reduction, self.ignore_index,
         )  # fmt: skip
         loss = backends.run(self.backend, features, prototypes, target, class_weights, parameters)
+        watch = self._watch
         if (
-            self._watch is not None
+            watch is not None
             and not torch.compiler.is_compiling()
+            # Under vmap and grad there is no value to look at.
+            and not torch._C._are_functorch_transforms_active()
             and self.training
             and loss.requires_grad
-            and not self._watch.step(features, prototypes, sigma, head is None)
+            and not watch.step(features, prototypes, sigma, head is None)
         ):
             self._watch = None
         return loss

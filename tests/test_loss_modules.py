@@ -189,6 +189,21 @@ def test_backends_agree_through_training():
     assert relative_error(*states) < 1e-5
 
 
+def test_per_sample_gradients(batch):
+    loss = make(backend="reference")
+    assert loss._watch is not None  # still looking at training, which a transform must not meet
+    f, y = batch
+
+    def of_one(parameters, f, y):
+        return torch.func.functional_call(loss, parameters, (f[None], y[None]))
+
+    parameters = {name: p.detach() for name, p in loss.named_parameters()}
+    gradients = torch.func.vmap(torch.func.grad(of_one), (None, 0, 0))(parameters, f, y)
+    for row in range(len(f)):
+        (expected,) = torch.autograd.grad(loss(f[row : row + 1], y[row : row + 1]), loss.prototypes)
+        assert relative_error(gradients["prototypes"][row], expected) < 1e-5
+
+
 def test_prediction_needs_no_grad(batch):
     loss = make()
     f = batch[0].requires_grad_()

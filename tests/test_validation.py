@@ -303,3 +303,27 @@ def test_operator_refuses_a_bad_target_itself():
     y[2] = 9
     with pytest.raises(RuntimeError, match="cfal: target"):
         ops.forward(f, w, y, None, 1.0, 0.1, 2.0, 1.0, False, 1, -100, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("features", "prototypes"),
+    [
+        ((1, 2**60), (4, 2**60)),
+        ((1, 2**56), (64, 2**56)),
+        ((1, 1), (2**62, 1)),
+        ((1, 1), (4, 2**60, 1)),
+    ],
+)
+def test_sizes_whose_products_overflow_are_refused(features, prototypes):
+    """Expanded views can claim any size; none may reach a kernel as a wrapped product."""
+    f = torch.zeros(1).expand(features)
+    w = torch.zeros(1).expand(prototypes)
+    with pytest.raises((RuntimeError, MemoryError), match="too large|memory|alloc"):
+        cfal.cfal_loss(f, w, torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_tensor_whose_storage_was_freed_is_refused():
+    features = torch.randn(8, 6)
+    features.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        cfal.cfal_loss(features, torch.randn(3, 6), torch.zeros(8, dtype=torch.int64))
