@@ -82,6 +82,36 @@ def test_types(arguments, message):
         call(**arguments)
 
 
+LAYOUTS = {
+    "sparse": torch.Tensor.to_sparse,
+    "csr": torch.Tensor.to_sparse_csr,
+    "mkldnn": torch.Tensor.to_mkldnn,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["features", "prototypes"])
+def test_layouts(name, layout, backend):
+    f, w, y = (x.detach() for x in problem(dtype=torch.float32))
+    arguments = {"features": f, "prototypes": w[:, 0], "target": y}
+    arguments[name] = LAYOUTS[layout](arguments[name])
+    message = rf"{name} must be a dense \(strided\) tensor, got layout torch\.\w+"
+    with pytest.raises(TypeError, match=message):
+        cfal.cfal_loss(**arguments, backend=backend)
+    with pytest.raises(TypeError, match=message):
+        cfal.squared_distances(arguments["features"], arguments["prototypes"])
+
+
+@pytest.mark.parametrize("name", ["target", "class_weights"])
+def test_sparse_target_or_weights(name, backend):
+    f, w, y = problem()
+    arguments = {"target": y, "class_weights": torch.ones(4)}
+    arguments[name] = arguments[name].to_sparse()
+    with pytest.raises(TypeError, match=f"{name} must be a dense .* torch.sparse_coo"):
+        cfal.cfal_loss(f, w, **arguments, backend=backend)
+
+
 VALUES = {
     "sigma 0": (dict(sigma=0.0), "sigma must be > 0, got 0.0"),
     "sigma negative": (dict(sigma=-1.0), "sigma must be > 0"),

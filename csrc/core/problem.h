@@ -70,6 +70,17 @@ struct Problem {
   bool has_diversity() const { return diversity_weight != 0.0 && K() > 2; }
 };
 
+// Whether every product of sizes that the kernels form stays far from overflow. Expanded views can
+// claim any size.
+inline bool sizes_fit(const Problem& p) {
+  constexpr double kLargest = 72057594037927936.0;  // 2^56 elements
+  const double B = static_cast<double>(p.B), D = static_cast<double>(p.D);
+  const double K = static_cast<double>(p.C) * static_cast<double>(p.M);
+  const double saved = p.regime == Regime::kFew ? (B + K) * (K + 1.0) : B * 5.0;
+  return K * D < kLargest && B * D < kLargest && B * K < kLargest && saved < kLargest &&
+         B + K + D < kLargest;
+}
+
 // The upstream gradient: a scalar for the reductions "mean" and "sum" (stride 0), one value a row
 // for "none".
 struct UpstreamView {

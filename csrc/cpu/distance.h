@@ -30,7 +30,10 @@ inline void add_distances(const T* f, int64_t ldf, const T* w, int64_t ldw, int6
   for (; d + kLanes<T> <= n; d += kLanes<T>) {
     Vec<T> fr[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) fr[r] = load(f + r * ldf + d);
+    for (int r = 0; r < R; ++r) {
+      fr[r] = load(f + r * ldf + d);
+      __builtin_prefetch(f + (R + r) * ldf + d);  // the next rows may start a new page each
+    }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const Vec<T> wp = load(w + p * ldw + d);
@@ -72,10 +75,12 @@ inline void add_distances_to_group(int prototypes, const T* f, int64_t ldf, cons
 }
 
 // q [rows, K] at stride ldq: distances of `rows` rows at stride ldf to K prototypes. Prototypes
-// before `first` are left out.
+// before `first` are left out. packed: scratch of K * kDistanceBlock elements, or null. With it,
+// blocks of long prototypes are copied together first: rows a power of two apart share few cache
+// sets.
 template <class T>
 void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_t ldw, int64_t K,
-                       int64_t D, double* q, int64_t ldq, int64_t first = 0) {
+                       int64_t D, double* q, int64_t ldq, int64_t first = 0, T* packed = nullptr) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = first; k < K; ++k) q[r * ldq + k] = 0.0;
   // Groups of nearly equal size: 9 prototypes as 3 + 3 + 3 rather than 4 + 4 + 1.
@@ -83,25 +88,32 @@ void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_
   const int64_t groups = (count + kTilePrototypes - 1) / kTilePrototypes;
   for (int64_t block = 0; block < D; block += kDistanceBlock) {
     const int64_t n = D - block < kDistanceBlock ? D - block : kDistanceBlock;
+    const bool pack = packed != nullptr && D > kDistanceBlock && rows > kTileRows;
+    if (pack)
+      for (int64_t k = first; k < K; ++k)
+        __builtin_memcpy(packed + k * kDistanceBlock, w + k * ldw + block,
+                         static_cast<size_t>(n) * sizeof(T));
+    const T* const prototypes = pack ? packed : w + block;
+    const int64_t stride = pack ? kDistanceBlock : ldw;
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const T* fr = f + r * ldf + block;
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t k = first + g * count / groups;
         const int size = static_cast<int>(first + (g + 1) * count / groups - k);
-        const T* wk = w + k * ldw + block;
+        const T* wk = prototypes + k * stride;
         double* out = q + r * ldq + k;
         switch (rows - r) {
           case 1:
-            add_distances_to_group<T, 1>(size, fr, ldf, wk, ldw, n, out, ldq);
+            add_distances_to_group<T, 1>(size, fr, ldf, wk, stride, n, out, ldq);
             break;
           case 2:
-            add_distances_to_group<T, 2>(size, fr, ldf, wk, ldw, n, out, ldq);
+            add_distances_to_group<T, 2>(size, fr, ldf, wk, stride, n, out, ldq);
             break;
           case 3:
-            add_distances_to_group<T, 3>(size, fr, ldf, wk, ldw, n, out, ldq);
+            add_distances_to_group<T, 3>(size, fr, ldf, wk, stride, n, out, ldq);
             break;
           default:
-            add_distances_to_group<T, kTileRows>(size, fr, ldf, wk, ldw, n, out, ldq);
+            add_distances_to_group<T, kTileRows>(size, fr, ldf, wk, stride, n, out, ldq);
         }
       }
     }

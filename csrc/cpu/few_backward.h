@@ -17,6 +17,9 @@ constexpr int64_t kFlushRows = 128;  // rows summed in T before they are added u
 constexpr int64_t kTaskTarget = 64;  // tasks wanted, whatever the number of threads
 constexpr int64_t kChunkRows = 512;  // rows that a chunk has at least
 
+// Rows pulled together: their features and sums fill about half of the vector registers.
+constexpr int64_t kTileRowsBackward = kVectorBytes == 64 ? 8 : 4;
+
 // Columns of a tile: the tiles of w and grad_w fit the L1 cache together.
 template <class T>
 inline int64_t tile_columns(int64_t K) {
@@ -25,55 +28,79 @@ inline int64_t tile_columns(int64_t K) {
   return columns < 64 ? 64 : columns / 64 * 64;
 }
 
-// R rows: f, gf [R, n]; e [R, K]; w, gw [K, n] at stride ldw. gf is written, gw added to; either
-// may be left out.
-template <class T, int R, bool kFeatures, bool kPrototypes>
-inline void pull(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K, int64_t n,
-                 T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
-  for (int64_t d = 0; d < n; d += kLanes<T>) {
-    const bool full = d + kLanes<T> <= n;
-    Vec<T> fr[R], sum[R];
-#pragma GCC unroll 4
+// One register of columns of R rows; n < kLanes: the last columns.
+template <class T, int R, bool kFeatures, bool kPrototypes, bool kFull>
+inline void pull_lanes(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K,
+                       int64_t n, T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
+  Vec<T> fr[R], sum[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    fr[r] = kFull ? load(f + r * ldf) : load_first(f + r * ldf, n);
+    if (kFull) __builtin_prefetch(f + (R + r) * ldf);  // the next rows start a new page each
+    sum[r] = Vec<T>{};
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    const Vec<T> wk = kFull ? load(w + k * ldw) : load_first(w + k * ldw, n);
+    Vec<T> gk{};
+    if (kPrototypes) gk = load(gw + k * ldgw);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      fr[r] = full ? load(f + r * ldf + d) : load_first(f + r * ldf + d, n - d);
-      sum[r] = Vec<T>{};
+      const Vec<T> difference = fr[r] - wk;
+      if (kFeatures) sum[r] -= e[r * K + k] * difference;
+      if (kPrototypes) gk += e[r * K + k] * difference;
     }
-    for (int64_t k = 0; k < K; ++k) {
-      const Vec<T> wk = full ? load(w + k * ldw + d) : load_first(w + k * ldw + d, n - d);
-      Vec<T> gk = kPrototypes ? load(gw + k * ldgw + d) : Vec<T>{};
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> difference = fr[r] - wk;
-        if (kFeatures) sum[r] -= e[r * K + k] * difference;
-        if (kPrototypes) gk += e[r * K + k] * difference;
-      }
-      if (kPrototypes) store(gw + k * ldgw + d, gk);
-    }
-    if (kFeatures) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        if (full)
-          store(gf + r * ldgf + d, sum[r]);
-        else
-          store_first(gf + r * ldgf + d, sum[r], n - d);
-      }
+    if (kPrototypes) store(gw + k * ldgw, gk);
+  }
+  if (kFeatures) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if (kFull)
+        store(gf + r * ldgf, sum[r]);
+      else
+        store_first(gf + r * ldgf, sum[r], n);
     }
   }
 }
 
+// R rows: f, gf [R, n]; e [R, K]; w, gw [K, n] at strides ldw, ldgw. gf is written, gw added to;
+// either may be left out.
+template <class T, int R, bool kFeatures, bool kPrototypes>
+inline void pull(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K, int64_t n,
+                 T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
+  int64_t d = 0;
+  for (; d + kLanes<T> <= n; d += kLanes<T>)
+    pull_lanes<T, R, kFeatures, kPrototypes, true>(f + d, ldf, e, w + d, ldw, K, kLanes<T>, gf + d,
+                                                   ldgf, gw + d, ldgw);
+  if (d < n)
+    pull_lanes<T, R, kFeatures, kPrototypes, false>(f + d, ldf, e, w + d, ldw, K, n - d, gf + d,
+                                                    ldgf, gw + d, ldgw);
+}
+
+template <int n>
+struct Size {
+  static constexpr int value = n;
+};
+
 template <class T, bool kFeatures, bool kPrototypes>
 inline void pull_rows(int64_t rows, const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw,
                       int64_t K, int64_t n, T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
-  switch (rows) {
-    case 1:
-      return pull<T, 1, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
-    case 2:
-      return pull<T, 2, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
-    case 3:
-      return pull<T, 3, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
-    default:
-      return pull<T, 4, kFeatures, kPrototypes>(f, ldf, e, w, ldw, K, n, gf, ldgf, gw, ldgw);
+  // At most one group of each size: 7 = 4 + 2 + 1.
+  const auto group = [&](auto size, int64_t r) {
+    pull<T, decltype(size)::value, kFeatures, kPrototypes>(f + r * ldf, ldf, e + r * K, w, ldw, K,
+                                                           n, gf + r * ldgf, ldgf, gw, ldgw);
+  };
+  int64_t r = 0;
+  if constexpr (kTileRowsBackward == 8)
+    if (rows == 8) return group(Size<8>{}, 0);
+  if (rows - r >= 4) {
+    group(Size<4>{}, r);
+    r += 4;
   }
+  if (rows - r >= 2) {
+    group(Size<2>{}, r);
+    r += 2;
+  }
+  if (rows > r) group(Size<1>{}, r);
 }
 
 template <class T>
@@ -127,6 +154,11 @@ class FewBackward {
     FeatureRows<T> features(p_, kTileRowsBackward, tile_);
     Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * padded),
         finite(kTileRowsBackward * n), local(grad_prototypes_ ? K * padded : 0);
+    // The tile of the prototypes together: rows a power of two apart share few cache sets.
+    Scratch<T> w(K * padded);
+    for (int64_t k = 0; k < K; ++k)
+      __builtin_memcpy(w.get() + k * padded, prototypes_.row(k) + column,
+                       static_cast<size_t>(n) * sizeof(T));
     double* total = grad_prototypes_ ? totals_.get() + chunk * K * D + column : nullptr;
     const bool direct = p_.features.dtype == dtype_of<T>();
     if (total != nullptr) {
@@ -152,15 +184,15 @@ class FewBackward {
           f = finite.get();
           ldf = n;
         }
-        const T* w = prototypes_.get() + column;
         if (gf != nullptr && total != nullptr)
-          pull_rows<T, true, true>(rows, f, ldf, e.get(), w, D, K, n, gf, ldgf, local.get(),
-                                   padded);
+          pull_rows<T, true, true>(rows, f, ldf, e.get(), w.get(), padded, K, n, gf, ldgf,
+                                   local.get(), padded);
         else if (gf != nullptr)
-          pull_rows<T, true, false>(rows, f, ldf, e.get(), w, D, K, n, gf, ldgf, nullptr, 0);
+          pull_rows<T, true, false>(rows, f, ldf, e.get(), w.get(), padded, K, n, gf, ldgf, nullptr,
+                                    0);
         else if (total != nullptr)
-          pull_rows<T, false, true>(rows, f, ldf, e.get(), w, D, K, n, nullptr, 0, local.get(),
-                                    padded);
+          pull_rows<T, false, true>(rows, f, ldf, e.get(), w.get(), padded, K, n, nullptr, 0,
+                                    local.get(), padded);
       } else if (gf != nullptr) {
         for (int64_t r = 0; r < rows; ++r)
           __builtin_memset(gf + r * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
@@ -236,7 +268,6 @@ class FewBackward {
     }
   }
 
-  static constexpr int64_t kTileRowsBackward = 4;
   const Problem& p_;
   const UpstreamView& upstream_;
   const FewLayout layout_;

@@ -141,22 +141,23 @@ class FewForward {
     parallel(runtime, tasks, kForwardRows * K * (D + 32), [&](int64_t begin, int64_t end) {
       FeatureRows<T> features(p_, kForwardRows, D);
       Scratch<double> q(kForwardRows * K);
+      Scratch<T> packed(D > kDistanceBlock ? K * kDistanceBlock : 0);
       Scratch<int64_t> nearest(p_.M > 1 ? kForwardRows * p_.C : 0);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = task * kForwardRows;
         run_rows(first, p_.B - first < kForwardRows ? p_.B - first : kForwardRows, features,
-                 q.get(), nearest.get());
+                 packed.get(), q.get(), nearest.get());
       }
     });
     write_loss(p_, counted_rows_, row_loss_.get(), loss_);
   }
 
  private:
-  void run_rows(int64_t first, int64_t rows, FeatureRows<T>& features, double* q,
+  void run_rows(int64_t first, int64_t rows, FeatureRows<T>& features, T* packed, double* q,
                 int64_t* nearest) {
     const int64_t C = p_.C, K = p_.K(), D = p_.D;
     const T* f = features.rows(first, rows, 0, D);
-    squared_distances(f, features.ld(), rows, prototypes_.get(), D, K, D, q, K);
+    squared_distances(f, features.ld(), rows, prototypes_.get(), D, K, D, q, K, 0, packed);
     double ratio[kForwardRows] = {};
     bool finite[kForwardRows] = {};
     for (int64_t r = 0; r < rows; ++r) {

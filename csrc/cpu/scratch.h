@@ -25,6 +25,8 @@ class Scratch {
   // Contents are lost; memory is uninitialised.
   void resize(int64_t n) {
     std::free(data_);
+    data_ = nullptr;
+    if (n < 0 || n > (INT64_MAX - 127) / static_cast<int64_t>(sizeof(T))) throw std::bad_alloc();
     const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 127) / 64 * 64;
     data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data_ == nullptr) throw std::bad_alloc();

@@ -95,6 +95,7 @@ Problem make_problem(const py::array& features, const py::array& prototypes,
   p.reduction = static_cast<Reduction>(parameters.reduction);
   p.ignore_index = parameters.ignore_index;
   p.regime = static_cast<Regime>(parameters.regime);
+  require(sizes_fit(p), "features and prototypes are too large");
   return p;
 }
 

@@ -38,6 +38,10 @@ inline Facts facts_of(const Tensor& tensor) {
   facts.sizes = sizes;
   facts.strides = strides;
   facts.data = data;
+  int64_t numel = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle, &numel));
+  STD_TORCH_CHECK(data != nullptr || numel == 0,
+                  "cfal: a tensor has no memory (its storage was freed)");
   return facts;
 }
 
@@ -119,6 +123,8 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
   p.reduction = static_cast<Reduction>(parameters.reduction);
   p.ignore_index = parameters.ignore_index;
   p.regime = static_cast<Regime>(parameters.regime);
+  STD_TORCH_CHECK(sizes_fit(p), "cfal: features of ", p.B, " rows and ", p.D, " columns with ", p.C,
+                  " classes of ", p.M, " centres are too large");
   return p;
 }
 
