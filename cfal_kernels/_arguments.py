@@ -147,6 +147,7 @@ def _check_types(**tensors: Any) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        check_layout(**{name: value})
         if name == "target":
             if value.dtype not in _INTEGERS:
                 raise TypeError(
@@ -158,6 +159,13 @@ def _check_types(**tensors: Any) -> None:
             raise TypeError(
                 f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}"
             )
+
+
+def check_layout(**tensors: Tensor | None) -> None:
+    """TypeError for a sparse or otherwise strideless tensor; asked where a failure is explained."""
+    for name, value in tensors.items():
+        if value is not None and value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
 
 
 def _same_device(features: Tensor, **others: Tensor) -> None:

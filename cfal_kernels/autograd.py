@@ -101,6 +101,9 @@ def apply(
             prototypes = prototypes.unsqueeze(1)
         return ops.forward(features, prototypes, target, class_weights, *parameters, False)[0]
     except RuntimeError as error:
+        _arguments.check_layout(
+            features=features, prototypes=prototypes, target=target, class_weights=class_weights
+        )
         text = str(error)
         if "cfal: target" in text:
             bad = _arguments.bad_target(target, prototypes.shape[0], parameters[6])

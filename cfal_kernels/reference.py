@@ -55,6 +55,9 @@ def run(
     parameters: _arguments.Parameters,
 ) -> Tensor:
     """The loss of arguments that have been checked, never downcast by autocast."""
+    _arguments.check_layout(
+        features=features, prototypes=prototypes, target=target, class_weights=class_weights
+    )
     with _without_autocast(features.device.type):
         return _definition(features, prototypes, target, class_weights, *parameters)
 
