@@ -82,7 +82,8 @@ class TrainingWatch:
     - later forwards: did backward run without any optimizer changing the prototypes. Gradient
       accumulation looks the same from here, so a few parameters upstream of the features serve as a
       clock: only when one of them was updated and the prototypes were not is the verdict certain.
-          Without such parameters two backwards are enough.
+      Without such parameters (precomputed features) it waits for the last forward it looks at, and
+      says that it cannot be sure.
     """
 
     def __init__(self) -> None:
@@ -112,17 +113,21 @@ class TrainingWatch:
         if prototypes._version != self._version:
             self._forget()
             return False
-        if self._seen > 2 and prototypes.grad is not None and self._others_moved():
+        if self._seen > 2 and prototypes.grad is not None and self._due():
             if not _same(self._sample, _sample(prototypes)):
                 self._forget()
                 return False
+            finding = (
+                "although backward ran: no optimizer holds them."
+                if self._clock
+                else f"in {self._seen} training forwards although backward ran: unless gradients "
+                f"are accumulated over more batches than that, no optimizer holds them."
+            )
             warn(
-                "the prototypes of this CFAL loss have not changed although backward ran: no "
-                "optimizer "
-                "holds them. Pass the parameters of the loss to the optimizer, e.g. "
-                "torch.optim.AdamW([*model.parameters(), *loss.parameters()]), or let the model "
-                "own them: "
-                "CFALLoss.from_head(model.head) with a PrototypeHead.",
+                f"the prototypes of this CFAL loss have not changed {finding} Pass the parameters "
+                f"of the loss to the optimizer, e.g. torch.optim.AdamW([*model.parameters(), "
+                f"*loss.parameters()]), or let the model own them: CFALLoss.from_head(model.head) "
+                f"with a PrototypeHead.",
             )
             self._forget()
             return False
@@ -131,9 +136,9 @@ class TrainingWatch:
         self._forget()
         return False
 
-    def _others_moved(self) -> bool:
+    def _due(self) -> bool:
         if not self._clock:
-            return True
+            return self._seen >= WATCHED_FORWARDS
         alive = [(ref(), version) for ref, version in self._clock]
         return any(p is not None and p._version != version for p, version in alive)
 

@@ -28,7 +28,12 @@ class PairwiseSquared(torch.autograd.Function):
     @staticmethod
     def forward(f: Tensor, w: Tensor) -> Tensor:
         """Returns q [B, K]."""
-        return torch.cdist(f, w, compute_mode="donot_use_mm_for_euclid_dist").square()
+        # Not torch.cdist: the square root it takes costs digits of q / sigma, which the exponential
+        # of a far row multiplies.
+        blocks = [
+            (f[i:j, None, :] - w).square().sum(2) for i, j in row_blocks(f.shape[0], w.numel())
+        ]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
