@@ -98,6 +98,8 @@ class CFALLoss(nn.Module):
         self._weighting = ""
         weights = self._initial_weights(class_counts, class_weights)
         self.register_buffer("class_weights", weights.to(device=device))
+        # For reset_parameters, where the tensors themselves were lost on the meta device.
+        self._start = (init.detach().clone() if isinstance(init, Tensor) else init, weights.clone())
         # Not by assignment: the property of that name would stop nn.Module from registering it.
         self._parameters["prototypes"] = self._initial_prototypes(init, device, dtype)
         self._watch: diagnostics.TrainingWatch | None = diagnostics.TrainingWatch()
@@ -141,6 +143,7 @@ class CFALLoss(nn.Module):
             init=head.prototypes,
             **keywords,
         )
+        loss._start = (None, loss._start[1])
         del loss._parameters["prototypes"]
         # In a tuple, because nn.Module would register the head as a child and so own its parameter
         # twice.
@@ -166,11 +169,18 @@ class CFALLoss(nn.Module):
     ) -> nn.Parameter:
         shape = (self.num_classes, self.centers_per_class, self.embedding_dim)
         prototypes = torch.empty(shape, device=device, dtype=_arguments.parameter_dtype(dtype))
+        self._fill(prototypes, init)
+        return nn.Parameter(prototypes)
+
+    @torch.no_grad()
+    def _fill(self, prototypes: Tensor, init: str | Tensor) -> None:
         if isinstance(init, Tensor):
             start = init.detach()
             start = start.unsqueeze(1) if start.dim() == 2 else start
             if start.shape != prototypes.shape:
-                raise ValueError(f"init must have shape {list(shape)}, got {list(init.shape)}")
+                raise ValueError(
+                    f"init must have shape {list(prototypes.shape)}, got {list(init.shape)}"
+                )
             prototypes.copy_(start)
         elif isinstance(init, str) and init == "authors":
             authors_(prototypes)
@@ -179,7 +189,21 @@ class CFALLoss(nn.Module):
                 f"init must be 'authors' or a tensor, got {_checks.shown(init)}; for class "
                 f"means call initialize_prototypes_(loss, features, target)"
             )
-        return nn.Parameter(prototypes)
+
+    def reset_parameters(self) -> None:
+        """Puts prototypes and class weights back to what the constructor was told.
+
+        Needed after ``CFALLoss(..., device="meta").to_empty(device=...)``, which leaves them
+        undefined. "authors" draws anew. The prototypes of a head are the head's to reset.
+
+        Example:
+            >>> loss_fn = cfal.CFALLoss(9, 128, device="meta").to_empty(device="cpu")
+            >>> loss_fn.reset_parameters()
+        """
+        init, weights = self._start
+        if self._head is None:
+            self._fill(self.prototypes, init)
+        self.class_weights.copy_(weights)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses to replace prototypes that belong to a head."""

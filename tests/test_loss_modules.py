@@ -139,6 +139,33 @@ def test_to_device():
     assert make(dtype=torch.float64).prototypes.dtype == torch.float64
 
 
+@pytest.mark.parametrize("init", ["authors", torch.arange(15.0).reshape(3, 5)])
+def test_reset_after_the_meta_device(init, batch):
+    loss = make(class_counts=COUNTS, beta=0.99, init=init, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (loss.prototypes, loss.class_weights):
+            tensor.fill_(float("nan"))
+    parameter = loss.prototypes
+    loss.reset_parameters()
+    assert torch.equal(loss.class_weights, cfal.class_balanced_weights(COUNTS, 0.99))
+    assert loss.prototypes is parameter and parameter.requires_grad
+    if isinstance(init, str):
+        assert 0.4 < parameter.std() < 1.4  # sqrt(2 / 3) from 15 draws
+    else:
+        assert torch.equal(parameter.detach()[:, 0], init)
+    assert loss(*batch).isfinite()
+
+
+def test_reset_leaves_the_prototypes_to_their_head():
+    head = cfal.PrototypeHead(5, 3)
+    loss = cfal.CFALLoss.from_head(head, class_weights=[1.0, 2.0, 3.0])
+    before = head.prototypes.detach().clone()
+    loss.class_weights.zero_()
+    loss.reset_parameters()
+    assert loss.class_weights.tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(head.prototypes, before)
+
+
 def test_repr_tells_what_the_constructor_was_told():
     loss = make(class_counts=COUNTS, beta=0.99, detach_focal=True, backend="reference")
     assert repr(loss) == (
