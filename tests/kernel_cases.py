@@ -19,7 +19,7 @@ class Case:
     sample: Sample
     dtype: torch.dtype = F32
     reduction: str = "none"
-    diversity_weight: float = 1.0
+    diversity_weight: float | None = None  # the sample's
 
     def inputs(self):
         """Features, prototypes, targets with a few rows ignored, upstream gradient, keywords."""
@@ -27,8 +27,10 @@ class Case:
         y[1::17] = -100
         compute = F64 if self.dtype == F64 else F32
         upstream = self.sample.upstream(compute) if self.reduction == "none" else None
-        keywords = {"reduction": self.reduction, "diversity_weight": self.diversity_weight}
-        return f, w, y, upstream, {**self.sample.keywords, **keywords}
+        keywords = {**self.sample.keywords, "reduction": self.reduction}
+        if self.diversity_weight is not None:
+            keywords["diversity_weight"] = self.diversity_weight
+        return f, w, y, upstream, keywords
 
     def run(self) -> tuple[torch.Tensor, ...]:
         """Loss and both gradients, and the loss without a graph."""

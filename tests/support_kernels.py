@@ -89,9 +89,17 @@ class Sample:
 
     @property
     def keywords(self) -> dict:
-        """sigma = 2 D puts affinities near 1 / e at unit scale; nothing else is neutral."""
+        """sigma = 2 D puts affinities near 1 / e, rho R near the margin (R is about 8 D).
+
+        Nothing else is neutral.
+        """
         weights = torch.linspace(0.5, 1.5, self.classes, dtype=F64).float()
-        return {"sigma": 2.0 * self.dim, "gamma": 1.5, "class_weights": weights}
+        return {
+            "sigma": 2.0 * self.dim,
+            "gamma": 1.5,
+            "diversity_weight": 0.01 / self.dim,
+            "class_weights": weights,
+        }
 
     def inputs(self, dtype: torch.dtype = F64):
         """Features [B, D], prototypes [C, M, D], targets [B]."""

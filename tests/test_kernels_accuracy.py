@@ -43,13 +43,18 @@ SHAPES = {
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
+#: Largest q / sigma whose affinity float32 arithmetic can give to 1e-5: the exponential multiplies
+#: the relative error of q, a few units of 6e-8, by it.
+FARTHEST = 45.0
+
 
 def test_truth_is_the_derivative_of_the_definition():
     """The truth's loss and gradients against 50 digits and numerical differentiation."""
     sample = Sample(rows=3, classes=3, centres=2, dim=2)
     f, w, y = sample.inputs()
     g, omega = sample.upstream(), sample.keywords["class_weights"].double()
-    sigma, gamma = mpmath.mpf(sample.keywords["sigma"]), mpmath.mpf(sample.keywords["gamma"])
+    names = ("sigma", "gamma", "diversity_weight")
+    sigma, gamma, rho = (mpmath.mpf(sample.keywords[name]) for name in names)
 
     def rows(f, w):
         def distance(x, z):
@@ -63,7 +68,7 @@ def test_truth_is_the_derivative_of_the_definition():
             a = [mpmath.exp(-min(distance(x, c) for c in group) / sigma) for group in w]
             hinges = [max(mpmath.mpf(0), mpmath.mpf(0.1) + b - a[own]) for b in a]
             hinges[own] = 0
-            yield mpmath.mpf(omega[own].item()) * (1 - a[own]) ** gamma * (sum(hinges) + R)
+            yield mpmath.mpf(omega[own].item()) * (1 - a[own]) ** gamma * (sum(hinges) + rho * R)
 
     with mpmath.workdps(50):
         exact = truth(f, w, y, g, **sample.keywords)
@@ -87,13 +92,13 @@ def test_truth_is_the_derivative_of_the_definition():
 
 @lru_cache
 def far_rows(shape: str):
-    """Inputs whose own affinities fall from 1e-2 to 1e-25, row by row, and their truth.
+    """Inputs whose own affinities fall from 1e-2 to 1e-20, row by row, and their truth.
 
     Hinges of other classes are open, and R keeps the slope of the focal factor alive.
     """
     sample = Sample(**SHAPES[shape])
     f, w, y = sample.inputs()
-    ratio = torch.linspace(4.0, 57.0, len(y), dtype=F64)[:, None]  # q / sigma
+    ratio = torch.linspace(4.0, FARTHEST, len(y), dtype=F64)[:, None]  # q / sigma
     direction = torch.nn.functional.normalize(f - w[y, 0], dim=1)
     f = (w[y, 0] + direction * (ratio * sample.keywords["sigma"]).sqrt()).float().double()
     return sample, f, w, y, truth(f, w, y, sample.upstream(), **sample.keywords)
@@ -108,11 +113,17 @@ def unequal_prototypes(shape: str):
     return sample, f, w, y, truth(f, w, y, sample.upstream(), **sample.keywords)
 
 
-def run(path, dtype, sample, f, w, y):
-    upstream = sample.upstream(dtype)
-    return value_and_grads(
-        path, f.to(dtype), w.to(dtype), y, upstream, reduction="none", **sample.keywords
-    )
+@lru_cache
+def without_diversity(shape: str, distance: float):
+    """A random sample and its truth for rho = 0."""
+    sample = Sample(**SHAPES[shape], distance=distance)
+    inputs, keywords = sample.inputs(), {**sample.keywords, "diversity_weight": 0.0}
+    return sample, *inputs, truth(*inputs, sample.upstream(), **keywords)
+
+
+def run(path, dtype, sample, f, w, y, **changes):
+    keywords = {**sample.keywords, **changes, "reduction": "none"}
+    return value_and_grads(path, f.to(dtype), w.to(dtype), y, sample.upstream(dtype), **keywords)
 
 
 @every_dtype
@@ -133,22 +144,21 @@ class TestBounds:
         assert_close_to(exact, got, dtype)
         sizes = exact.grad_features.norm(dim=1)
         assert sizes.min() < 1e-6 * sizes.max()
-        errors = [relative_error(a, b) for a, b in zip(got[1], exact.grad_features, strict=True)]
-        # Eager arithmetic rounds q / sigma, up to 57 here, before it takes the exponential.
-        slack = 2 * 57 * torch.finfo(dtype).eps if path is REFERENCE else 0.0
-        assert max(errors) < TOLERANCE[dtype] + slack
+        if path is not REFERENCE:  # whose float32 loses a few more units of q than the kernels
+            rows = zip(got[1], exact.grad_features, strict=True)
+            assert max(relative_error(a, b) for a, b in rows) < TOLERANCE[dtype]
 
     def test_prototypes_of_different_size(self, path, dtype, shape):
         *inputs, exact = unequal_prototypes(shape)
         assert_close_to(exact, run(path, dtype, *inputs), dtype)
 
 
-def assert_at_most_twice_eager(path, dtype, exact, sample, f, w, y):
-    """Per tensor; 16 units in the last place are the noise of the handful of roundings after R."""
-    got = errors_against(exact, run(path, dtype, sample, f, w, y))
-    eager = errors_against(exact, run(REFERENCE, dtype, sample, f, w, y))
+def assert_at_most_twice_eager(path, dtype, exact, sample, f, w, y, noise=16, **changes):
+    """Per tensor; `noise` units in the last place are the handful of roundings on the way."""
+    got = errors_against(exact, run(path, dtype, sample, f, w, y, **changes))
+    eager = errors_against(exact, run(REFERENCE, dtype, sample, f, w, y, **changes))
     for name, error in got.items():
-        assert error <= 2.0 * eager[name] + 16 * torch.finfo(dtype).eps, (name, got, eager)
+        assert error <= 2.0 * eager[name] + noise * torch.finfo(dtype).eps, (name, got, eager)
 
 
 @every_dtype
@@ -162,6 +172,14 @@ class TestAgainstEager:
         sample = Sample(**SHAPES[shape], **variant)
         exact, inputs = truth_of(sample), sample.inputs()
         assert_at_most_twice_eager(path, dtype, exact, sample, *inputs)
+
+    @pytest.mark.parametrize("distance", [0.8, 1.2])
+    def test_hinges_alone(self, path, dtype, shape, distance):
+        # Without R a row whose one open hinge is barely open shows its error whole: in float64 the
+        # kernels for many prototypes trust products up to a hundredth of the gate.
+        *inputs, exact = without_diversity(shape, distance)
+        noise = 64 if dtype == F64 else 16
+        assert_at_most_twice_eager(path, dtype, exact, *inputs, noise, diversity_weight=0.0)
 
     def test_far_rows(self, path, dtype, shape):
         *inputs, exact = far_rows(shape)

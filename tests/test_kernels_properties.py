@@ -68,11 +68,11 @@ class TestInvariance:
     def test_joint_scale(self, path, sample, power):
         # f, w -> c f, c w with sigma -> c^2 sigma: a unchanged, R times c^4.
         f, w, y = sample.inputs()
-        c = 2.0**power
+        c, sigma, rho = 2.0**power, sample.keywords["sigma"], sample.keywords["diversity_weight"]
         loss, grad_f, grad_w = run(path, sample, f, w, y)
         scaled = run(
             path, sample, c * f, c * w, y,
-            sigma=c * c * sample.keywords["sigma"], diversity_weight=c**-4,
+            sigma=c**2 * sigma, diversity_weight=c**-4 * rho,
         )  # fmt: skip
         assert_same(scaled, (loss, grad_f / c, grad_w / c), 1e-13)
 
