@@ -66,8 +66,8 @@ def _import(submodule: str) -> ModuleType:
         if error.name != "torch":
             raise
         raise ImportError(
-            f"cfal_kernels.{submodule} needs torch: pip install torch>=2.10 "
-            f"(cfal_kernels.numpy and cfal_kernels.info do without)",
+            f"cfal_kernels.{submodule} needs torch: pip install torch>=2.10 (cfal_kernels.numpy "
+            f"and cfal_kernels.info do without)",
             name="torch",
         ) from error
 

@@ -152,8 +152,7 @@ def _check_types(**tensors: Any) -> None:
             if value.dtype not in _INTEGERS:
                 raise TypeError(
                     f"target must hold class indices as int64 (or int32), got {value.dtype}; "
-                    f"convert it "
-                    f"with target.long()"
+                    f"convert it with target.long()"
                 )
         elif value.dtype not in _FLOATS:
             raise TypeError(

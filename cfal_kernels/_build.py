@@ -33,9 +33,9 @@ def why_missing(name: str) -> str:
     checkout = FOLDER.parents[1]
     if not built and (checkout / "setup.py").is_file():
         return (
-            f"{name} is not built in {checkout}, the source checkout that Python imports here; "
-            f"run `make install` there, or start Python in another directory to import the "
-            f"installed package"
+            f"{name} is not built in {checkout}, the source checkout that Python imports here; run "
+            f"`make install` there, or start Python in another directory to import the installed "
+            f"package"
         )
     return (
         f"{name} is not part of this build; install the package with a C++ compiler and torch "

@@ -37,8 +37,7 @@ def real(name: str, value: Any) -> float:
     if getattr(value, "requires_grad", False):
         raise TypeError(
             f"{name} is a constant of the loss and gets no gradient, but a tensor that requires "
-            f"grad was "
-            f"given; pass {name}.item()"
+            f"grad was given; pass {name}.item()"
         )
     try:
         number = float(value)
@@ -103,8 +102,8 @@ def shapes(
     if features[1] != prototypes[-1]:
         raise ValueError(
             f"features and prototypes must agree in their last dimension, got features "
-            f"{list(features)} with D = {features[1]} and prototypes {list(prototypes)} with "
-            f"D = {prototypes[-1]}"
+            f"{list(features)} with D = {features[1]} and prototypes {list(prototypes)} with D = "
+            f"{prototypes[-1]}"
         )
     if features[1] == 0:
         raise ValueError(
@@ -137,6 +136,5 @@ def target_out_of_range(value: int, position: int, classes: int, ignore_index: i
     """The message for a target that is neither a class nor `ignore_index`."""
     return (
         f"target holds {value} at position {position}, outside [0, {classes}) for {classes} "
-        f"classes "
-        f"(ignore_index = {ignore_index})"
+        f"classes (ignore_index = {ignore_index})"
     )

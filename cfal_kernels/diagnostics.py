@@ -69,8 +69,8 @@ def warn_if_weights_are_flat(
     if uneven and float((weights - 1.0).abs().max()) < 0.01:
         warn(
             f"class_counts with beta = {beta} give class weights within 1 % of 1: they have no "
-            f"effect. "
-            f"1 / (1 - beta) should exceed the smallest class count; try a beta closer to 1.",
+            f"effect. 1 / (1 - beta) should exceed the smallest class count; try a beta closer to "
+            f"1.",
         )
 
 
@@ -164,12 +164,9 @@ def warn_if_unreachable(features: torch.Tensor, prototypes: torch.Tensor, sigma:
     if unreachable > LEAST_RATIO * sigma:
         warn(
             f"every affinity of the first batch is below 1e-6: sigma = {sigma:g} is too small for "
-            f"this "
-            f"embedding, whose squared distance to the nearest prototype is about {typical:.3g}, "
-            f"and "
-            f"hardly any gradient will flow. Use sigma near {typical:.2g}, or normalise the "
-            f"features; see "
-            f"sigma_from_features and initialize_prototypes_.",
+            f"this embedding, whose squared distance to the nearest prototype is about "
+            f"{typical:.3g}, and hardly any gradient will flow. Use sigma near {typical:.2g}, or "
+            f"normalise the features; see sigma_from_features and initialize_prototypes_.",
         )
 
 
@@ -191,11 +188,9 @@ def warn_if_not_synchronised(prototypes: torch.Tensor) -> None:
         return
     warn(
         f"torch.distributed runs with {dist.get_world_size()} processes, but this CFAL loss owns "
-        f"its "
-        f"prototypes and was called outside DistributedDataParallel: the ranks will drift apart. "
-        f"Put a "
-        f"PrototypeHead into the wrapped model and use CFALLoss.from_head(head), or wrap the loss: "
-        f"DistributedDataParallel(loss).",
+        f"its prototypes and was called outside DistributedDataParallel: the ranks will drift "
+        f"apart. Put a PrototypeHead into the wrapped model and use CFALLoss.from_head(head), or "
+        f"wrap the loss: DistributedDataParallel(loss).",
     )
 
 

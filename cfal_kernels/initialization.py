@@ -124,8 +124,7 @@ def sigma_from_features(
     if not typical > 0.0:
         raise ValueError(
             f"features [{features.shape[0]}, {features.shape[1]}] have no spread around the "
-            f"centres: "
-            f"the median squared distance is {typical:g}"
+            f"centres: the median squared distance is {typical:g}"
         )
     return typical / -math.log(affinity)
 

@@ -186,8 +186,8 @@ class CFALLoss(nn.Module):
             authors_(prototypes)
         else:
             raise ValueError(
-                f"init must be 'authors' or a tensor, got {_checks.shown(init)}; for class "
-                f"means call initialize_prototypes_(loss, features, target)"
+                f"init must be 'authors' or a tensor, got {_checks.shown(init)}; for class means "
+                f"call initialize_prototypes_(loss, features, target)"
             )
 
     def reset_parameters(self) -> None:

@@ -206,7 +206,6 @@ def _indices(target: ArrayLike) -> NDArray:
     if array.dtype.kind != "i" or array.dtype.itemsize not in (4, 8):
         raise TypeError(
             f"target must hold class indices as int64 (or int32), got {array.dtype}; convert it "
-            f"with "
-            f"target.astype(np.int64)"
+            f"with target.astype(np.int64)"
         )
     return np.require(array, np.int64, ["C", "ALIGNED"])

@@ -51,8 +51,7 @@ def _load() -> str:
     except (OSError, RuntimeError) as error:
         return (
             f"{library.name} does not load under torch {torch.__version__} (2.10 or newer is "
-            f"needed): "
-            f"{str(error).splitlines()[0]}"
+            f"needed): {str(error).splitlines()[0]}"
         )
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default

@@ -65,8 +65,8 @@ def check_counts(class_counts: Any, num_classes: int | None = None) -> Tensor:
         raise ValueError(f"class_counts must be 1-D [C], got shape {list(counts.shape)}")
     if num_classes is not None and len(counts) != num_classes:
         raise ValueError(
-            f"class_counts must hold one count per class, got {len(counts)} counts for "
-            f"num_classes = {num_classes}"
+            f"class_counts must hold one count per class, got {len(counts)} counts for num_classes "
+            f"= {num_classes}"
         )
     bad = ~((counts > 0) & counts.isfinite())
     if bad.any():
@@ -89,8 +89,8 @@ def check_class_weights(class_weights: Any, num_classes: int) -> Tensor:
         ) from error
     if weights.dim() != 1 or len(weights) != num_classes:
         raise ValueError(
-            f"class_weights must have shape [{num_classes}], one per class of "
-            f"num_classes = {num_classes}, got shape {list(weights.shape)}"
+            f"class_weights must have shape [{num_classes}], one per class of num_classes = "
+            f"{num_classes}, got shape {list(weights.shape)}"
         )
     bad = ~((weights >= 0) & weights.isfinite())
     if bad.any():
