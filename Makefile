@@ -32,10 +32,12 @@ $(VENV)/.tools: constraints.txt Makefile
 	$(PIP) install -q -c constraints.txt pip $(BUILD_TOOLS) torch numpy
 	@touch $@
 
+# The stamp bears the time at which the build began: a source changed meanwhile is built again.
 # Editable, so that the checkout and the installed package are one; wheel-test tests the other way.
 $(VENV)/.installed: $(VENV)/.tools $(BUILD_INPUTS)
+	@touch $@.begun
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
-	@touch $@
+	@mv $@.begun $@
 
 install: $(VENV)/.installed
 
