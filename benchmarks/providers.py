@@ -118,6 +118,11 @@ class Step:
 def make_step(name: str, inputs: Inputs) -> Step:
     """The provider of that name on leaves of its own, which share the data of `inputs`."""
     leaves = [leaf.detach().requires_grad_() for leaf in inputs[:3]]
+    if name == "softmax":
+        # Weights of a linear layer's usual scale: at unit scale the logits spread by sqrt(D), the
+        # softmax underflows to subnormal numbers, and the head takes up to 40 times as long.
+        scale = inputs.prototypes.shape[1] ** -0.5
+        leaves[1] = (inputs.prototypes.detach() * scale).requires_grad_()
     return Step(name, PROVIDERS[name](), Inputs(*leaves, *inputs[3:]))
 
 
