@@ -69,11 +69,13 @@ inline void pull(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, i
                  T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
   int64_t d = 0;
   for (; d + kLanes<T> <= n; d += kLanes<T>)
-    pull_lanes<T, R, kFeatures, kPrototypes, true>(f + d, ldf, e, w + d, ldw, K, kLanes<T>, gf + d,
-                                                   ldgf, gw + d, ldgw);
+    pull_lanes<T, R, kFeatures, kPrototypes, true>(f + d, ldf, e, w + d, ldw, K, kLanes<T>,
+                                                   kFeatures ? gf + d : gf, ldgf,
+                                                   kPrototypes ? gw + d : gw, ldgw);
   if (d < n)
-    pull_lanes<T, R, kFeatures, kPrototypes, false>(f + d, ldf, e, w + d, ldw, K, n - d, gf + d,
-                                                    ldgf, gw + d, ldgw);
+    pull_lanes<T, R, kFeatures, kPrototypes, false>(f + d, ldf, e, w + d, ldw, K, n - d,
+                                                    kFeatures ? gf + d : gf, ldgf,
+                                                    kPrototypes ? gw + d : gw, ldgw);
 }
 
 template <int n>
@@ -86,8 +88,8 @@ inline void pull_rows(int64_t rows, const T* f, int64_t ldf, const T* e, const T
                       int64_t K, int64_t n, T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
   // At most one group of each size: 7 = 4 + 2 + 1.
   const auto group = [&](auto size, int64_t r) {
-    pull<T, decltype(size)::value, kFeatures, kPrototypes>(f + r * ldf, ldf, e + r * K, w, ldw, K,
-                                                           n, gf + r * ldgf, ldgf, gw, ldgw);
+    pull<T, decltype(size)::value, kFeatures, kPrototypes>(
+        f + r * ldf, ldf, e + r * K, w, ldw, K, n, kFeatures ? gf + r * ldgf : gf, ldgf, gw, ldgw);
   };
   int64_t r = 0;
   if constexpr (kTileRowsBackward == 8)
