@@ -120,7 +120,7 @@ def make_step(name: str, inputs: Inputs) -> Step:
     leaves = [leaf.detach().requires_grad_() for leaf in inputs[:3]]
     if name == "softmax":
         # Weights of a linear layer's usual scale: at unit scale the logits spread by sqrt(D), the
-        # softmax underflows to subnormal numbers, and the head takes up to 40 times as long.
+        # softmax underflows to subnormal numbers, and the head is timed at many times its cost.
         scale = inputs.prototypes.shape[1] ** -0.5
         leaves[1] = (inputs.prototypes.detach() * scale).requires_grad_()
     return Step(name, PROVIDERS[name](), Inputs(*leaves, *inputs[3:]))
