@@ -69,7 +69,9 @@ def test_operators(benchmark, tensors):
 def test_autograd_function(benchmark, tensors):
     features, prototypes, target, weights = tensors
     run = step(
-        lambda: autograd.apply(features, prototypes, target, weights, PARAMETERS),
+        lambda: autograd.apply(
+            features, prototypes, target, weights, PARAMETERS, ops.compiled
+        ),
         features, prototypes,
     )  # fmt: skip
     assert benchmark(run).isfinite()

@@ -1,4 +1,4 @@
-"""The one autograd function in front of the compiled operators."""
+"""The one autograd function in front of every pair of fused operators."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _arguments, ops
+from . import _arguments
 from ._arguments import Parameters
+from .ops import Operators
 
 _NO_DOUBLE_BACKWARD = (
     "cfal_loss: the compiled kernels have no second derivative; use backend='reference' to "
@@ -19,12 +20,13 @@ class FusedLoss(torch.autograd.Function):
     """Saves coefficients of the gradient, never a gradient: a second backward repeats the first."""
 
     @staticmethod
-    def forward(ctx, features, prototypes, target, class_weights, parameters):
+    def forward(ctx, features, prototypes, target, class_weights, parameters, operators):
         """Returns the loss."""
         centres = prototypes if prototypes.dim() == 3 else prototypes.unsqueeze(1)
-        loss, saved = ops.forward(features, centres, target, class_weights, *parameters, True)
+        loss, saved = operators.forward(features, centres, target, class_weights, *parameters, True)
         ctx.save_for_backward(features, prototypes, target, class_weights, saved)
         ctx.parameters = parameters
+        ctx.operators = operators
         return loss
 
     @staticmethod
@@ -38,14 +40,14 @@ class FusedLoss(torch.autograd.Function):
             grads = [g if g is None else NoSecondDerivative.apply(g, *sources) for g in grads]
         else:
             grads = _gradients(ctx, grad)
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def _gradients(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     features, prototypes, target, class_weights, saved = ctx.saved_tensors
     need_features, need_prototypes, *_ = ctx.needs_input_grad
     flat = prototypes.dim() == 2
-    grad_features, grad_prototypes = ops.backward(
+    grad_features, grad_prototypes = ctx.operators.backward(
         grad, saved, features, prototypes.unsqueeze(1) if flat else prototypes,
         target, class_weights, *ctx.parameters, need_features, need_prototypes,
     )  # fmt: skip
@@ -79,27 +81,29 @@ def apply(
     target: Tensor,
     class_weights: Tensor | None,
     parameters: Parameters,
+    operators: Operators,
 ) -> Tensor:
-    """The loss by the compiled operators, of arguments that have been checked.
+    """The loss by a pair of operators, of arguments that have been checked.
 
     Nothing is saved where nothing needs a gradient.
     """
+    arguments = (features, prototypes, target, class_weights, parameters, operators)
     try:
         needs_grad = torch.is_grad_enabled() and (
             features.requires_grad or prototypes.requires_grad
         )
         if torch.compiler.is_compiling():
             if needs_grad:
-                return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
+                return FusedLoss.apply(*arguments)
         elif _in_transform() or forward_ad._current_level >= 0:
             # The autograd function refuses what it cannot differentiate; the operator would not
             # notice.
-            return FusedLoss.apply(features, prototypes, target, class_weights, parameters)
+            return FusedLoss.apply(*arguments)
         elif needs_grad:
-            return _apply(features, prototypes, target, class_weights, parameters)
+            return _apply(*arguments)
         if prototypes.dim() == 2:
             prototypes = prototypes.unsqueeze(1)
-        return ops.forward(features, prototypes, target, class_weights, *parameters, False)[0]
+        return operators.forward(features, prototypes, target, class_weights, *parameters, False)[0]
     except RuntimeError as error:
         _arguments.check_layout(
             features=features, prototypes=prototypes, target=target, class_weights=class_weights

@@ -50,13 +50,23 @@ def _reference_refuses(device: str, features: torch.dtype, prototypes: torch.dty
     return ""
 
 
+def _run_compiled(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    parameters: Parameters,
+) -> Tensor:
+    return autograd.apply(features, prototypes, target, class_weights, parameters, ops.compiled)
+
+
 #: In the order in which `auto` prefers them.
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cuda", _cuda_refuses, autograd.apply),
-        Backend("triton", _triton_refuses, autograd.apply),
-        Backend("cpu", _cpu_refuses, autograd.apply),
+        Backend("cuda", _cuda_refuses, _run_compiled),
+        Backend("triton", _triton_refuses, _run_compiled),
+        Backend("cpu", _cpu_refuses, _run_compiled),
         Backend("reference", _reference_refuses, reference.run),
     )
 }
@@ -105,7 +115,7 @@ def run(
     """Chooses and runs; `auto` says once when only the reference is left."""
     # What `choose` would answer for the common call, without its walk.
     if name == "auto" and not ops.unavailable and features.is_cpu:
-        return autograd.apply(features, prototypes, target, class_weights, parameters)
+        return autograd.apply(features, prototypes, target, class_weights, parameters, ops.compiled)
     backend = choose(name, features, prototypes)
     device = features.device.type
     silent = device == "meta" or torch.compiler.is_compiling()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,11 +12,21 @@ from . import _build
 from ._regime import FEW
 from .distance import compute_dtype
 
+
+class Operators(NamedTuple):
+    """Forward and backward of one backend, with the schemas of csrc/torch/schema.cpp."""
+
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor]]
+
+
 #: Why the compiled CPU operators are absent, or "" when they are loaded.
 unavailable: str = ""
 #: `torch.ops.cfal.forward.default` and `.backward.default`, or None when the library is absent.
 forward = None
 backward = None
+#: The two together, as `autograd.apply` takes them.
+compiled: Operators | None = None
 
 # Mirrors csrc/core/saved.h, in elements.
 _CACHE_BUDGET = 1 << 21
@@ -42,7 +55,7 @@ def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
 
 def _load() -> str:
     """Loads the CPU library and returns why it could not, or ""."""
-    global forward, backward
+    global forward, backward, compiled
     library = _build.find(_build.TORCH_CPU)
     if library is None:
         return _build.why_missing(_build.TORCH_CPU)
@@ -55,6 +68,7 @@ def _load() -> str:
         )
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default
+    compiled = Operators(forward, backward)
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
     return ""
