@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 Image = pytest.importorskip("PIL.Image")
 
-from cfal_experiments import demo, tasks  # noqa: E402
+from cfal_experiments.demo import command, tasks  # noqa: E402
 
 # Without compiled kernels the reference serves, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::cfal_kernels.diagnostics.CFALWarning")
@@ -50,7 +50,7 @@ def scores_of(output: str) -> str:
 def test_digits_print_the_same_scores_twice(capsys: pytest.CaptureFixture[str]):
     outputs = []
     for _ in range(2):
-        assert demo.main(["--seeds", "2", "--epochs", "2"]) == 0
+        assert command.main(["--seeds", "2", "--epochs", "2"]) == 0
         outputs.append(capsys.readouterr().out)
     assert scores_of(outputs[0]) == scores_of(outputs[1])
     for word in ("macro F1", "minority recall", "accuracy", "cross-entropy", "cfal, eager"):
@@ -63,7 +63,7 @@ def test_idc_runs_end_to_end_and_reports_what_it_skipped(
     damaged = next((idc_folder / "100" / "0").glob("*.png"))
     damaged.write_bytes(damaged.read_bytes()[:500])
     assert (
-        demo.main(["--data", str(idc_folder), "--seeds", "1", "--epochs", "1", "--threads", "1"])
+        command.main(["--data", str(idc_folder), "--seeds", "1", "--epochs", "1", "--threads", "1"])
         == 0
     )
     captured = capsys.readouterr()
@@ -90,7 +90,7 @@ def test_idc_can_be_limited_to_some_patients(idc_folder: Path):
     ],
 )
 def test_unusable_folder_is_one_line_and_status_2(make, message, tmp_path, capsys):
-    assert demo.main(["--data", str(make(tmp_path))]) == 2
+    assert command.main(["--data", str(make(tmp_path))]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -101,7 +101,7 @@ def test_unusable_folder_is_one_line_and_status_2(make, message, tmp_path, capsy
 def test_too_few_patients_are_known_before_training(
     idc_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert demo.main(["--data", str(idc_folder), "--max-patches", "24"]) == 2
+    assert command.main(["--data", str(idc_folder), "--max-patches", "24"]) == 2
     assert "3 patients are too few" in capsys.readouterr().err
 
 
@@ -110,13 +110,13 @@ def test_too_few_patients_are_known_before_training(
 )
 def test_wrong_options_exit_with_status_2(options: list[str]):
     with pytest.raises(SystemExit) as caught:
-        demo.main(options)
+        command.main(options)
     assert caught.value.code == 2
 
 
 def test_help_needs_neither_torch_nor_scikit_learn():
     code = (
-        "import sys; from cfal_experiments import demo; demo.parser().format_help();"
+        "import sys; from cfal_experiments.demo import command; command.parser().format_help();"
         "sys.exit(any(name in sys.modules for name in ('torch', 'sklearn', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

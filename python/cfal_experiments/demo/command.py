@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit status, 2 for input that cannot be used."""
     options = parser().parse_args(arguments)
     try:
-        from cfal_experiments import demo_run
+        from cfal_experiments.demo import run
         from cfal_experiments.errors import InputError
     except ModuleNotFoundError as error:
         print(
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        demo_run.run_demo(
+        run.run_demo(
             options.data, options.seeds, options.epochs, options.threads, options.max_patches
         )
     except InputError as error:
@@ -82,7 +82,3 @@ def _not_negative(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

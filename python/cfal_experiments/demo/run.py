@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import cfal_kernels as cfal
-from cfal_experiments import report, tasks
-from cfal_experiments.comparison import Task, build_system, run
 from cfal_experiments.data.batches import Normalisation, batches
+from cfal_experiments.demo import report, tasks
+from cfal_experiments.demo.comparison import Task, build_system, run
+from cfal_experiments.demo.training import Recipe
 from cfal_experiments.progress import bar
 from cfal_experiments.timing import interleaved_medians
-from cfal_experiments.training import Recipe
 
 
 def run_demo(

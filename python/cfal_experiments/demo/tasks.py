@@ -1,4 +1,4 @@
-"""The two comparisons of the demo, with the settings that `cfal_experiments.tuning` chose."""
+"""The two comparisons of the demo, with the settings that `cfal_experiments.demo.tuning` chose."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cfal_experiments.comparison import Task
 from cfal_experiments.data import Samples, digits, idc, splits
-from cfal_experiments.models import MLP, AlexNet32
+from cfal_experiments.demo.comparison import Task
+from cfal_experiments.demo.mlp import MLP
+from cfal_experiments.demo.training import Budget, Recipe
+from cfal_experiments.models import AlexNet32
 from cfal_experiments.progress import bar
-from cfal_experiments.training import Budget, Recipe
 
 NAMED_FILES = 5  # unreadable files beyond these are only counted
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from cfal_experiments.data import Samples, Split
 from cfal_experiments.data.batches import Normalisation
-from cfal_experiments.evaluation import scores
+from cfal_experiments.demo.scores import scores
+from cfal_experiments.demo.training import Budget, Recipe, System, fit, predict
 from cfal_experiments.losses import LOSSES
-from cfal_experiments.training import Budget, Recipe, System, fit, predict
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
 import cfal_kernels as cfal  # noqa: E402
-from cfal_experiments import report, tasks, timing, tuning  # noqa: E402
-from cfal_experiments.comparison import build_system  # noqa: E402
+from cfal_experiments import timing
 from cfal_experiments.data import Samples, Split  # noqa: E402
 from cfal_experiments.data.batches import Normalisation  # noqa: E402
-from cfal_experiments.evaluation import scores  # noqa: E402
+from cfal_experiments.demo import report, tasks, tuning  # noqa: E402
+from cfal_experiments.demo.comparison import build_system  # noqa: E402
+from cfal_experiments.demo.mlp import MLP
+from cfal_experiments.demo.scores import scores  # noqa: E402
+from cfal_experiments.demo.training import Budget, Recipe, System, fit, mean_loss  # noqa: E402
 from cfal_experiments.losses import CFAL, LOSSES, CrossEntropy  # noqa: E402
-from cfal_experiments.models import MLP, AlexNet32  # noqa: E402
-from cfal_experiments.training import Budget, Recipe, System, fit, mean_loss  # noqa: E402
+from cfal_experiments.models import AlexNet32  # noqa: E402
 
 # Without compiled kernels the reference serves, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::cfal_kernels.diagnostics.CFALWarning")

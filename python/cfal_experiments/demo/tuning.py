@@ -1,8 +1,9 @@
 """The search that chose the demo's settings: equal trials for each loss, validation scores only.
 
-Run `python -m cfal_experiments.tuning` for the digits, and with `--data DIR --trials 8 --seeds 1`
-for IDC. Its seeds begin at 1000, so no split that the demo reports is used. They are other splits
-of the same samples (patients), not other samples: a small optimism that all losses share.
+Run `python -m cfal_experiments.demo.tuning` for the digits, and with `--data DIR --trials 8
+--seeds 1` for IDC. Its seeds begin at 1000, so no split that the demo reports is used. They are
+other splits of the same samples (patients), not other samples: a small optimism that all losses
+share.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cfal_experiments.comparison import run
-from cfal_experiments.tasks import digits_task, load_idc_task
-from cfal_experiments.training import Recipe
+from cfal_experiments.demo.comparison import run
+from cfal_experiments.demo.tasks import digits_task, load_idc_task
+from cfal_experiments.demo.training import Recipe
 
 FIRST_SEED = 1000
 
@@ -59,7 +60,7 @@ def trials(task_name: str, loss: str, count: int) -> list[Recipe]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the trials of each loss, the best first."""
-    parser = argparse.ArgumentParser(prog="python -m cfal_experiments.tuning")
+    parser = argparse.ArgumentParser(prog="python -m cfal_experiments.demo.tuning")
     parser.add_argument("--data", type=Path, help="IDC folder; the digits without it")
     parser.add_argument("--trials", type=int, default=16, help="per loss (default 16)")
     parser.add_argument("--seeds", type=int, default=5, help="per trial (default 5)")
