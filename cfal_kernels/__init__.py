@@ -26,7 +26,15 @@ _HOME = {
     "build_info": "info",
     "CFALWarning": "diagnostics",
 }
-_SUBMODULES = ("backends", "diagnostics", "info", "initialization", "numpy", "reference")
+_SUBMODULES = (
+    "backends",
+    "diagnostics",
+    "hardware",
+    "info",
+    "initialization",
+    "numpy",
+    "reference",
+)
 
 __all__ = [
     "AffinityLoss",

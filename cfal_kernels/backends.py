@@ -1,4 +1,4 @@
-"""Which backend serves a call: a function of metadata and build, with a reason for each refusal."""
+"""Which backend serves a call, and why the others do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _arguments, _regime, autograd, ops, reference
+from . import _arguments, _regime, autograd, hardware, ops, reference
 from ._arguments import Parameters
 from .diagnostics import warn_once
 
@@ -92,7 +92,7 @@ def choose(name: str, features: Tensor, prototypes: Tensor) -> Backend:
     facts = (features.device.type, features.dtype, prototypes.dtype)
     if name == "auto":
         for backend in BACKENDS.values():
-            if not backend.refuses(*facts):
+            if not backend.refuses(*facts) and not hardware.withheld(backend.name):
                 return backend
     check_name(name)
     reason = BACKENDS[name].refuses(*facts)
@@ -120,13 +120,22 @@ def run(
     device = features.device.type
     silent = device == "meta" or torch.compiler.is_compiling()
     if name == "auto" and backend is _FALLBACK and not silent:
-        reason = _CPU.refuses(device, features.dtype, prototypes.dtype)
+        reason = _why_slow(device, features.dtype, prototypes.dtype)
         warn_once(
             f"fallback:{device}",
             f"cfal_loss runs on the slow reference implementation: {reason}. See "
             f"cfal_kernels.explain(...); backend='reference' asks for it without this warning.",
         )
     return backend.run(features, prototypes, target, class_weights, parameters)
+
+
+def _why_slow(*facts: Any) -> str:
+    """Why no kernels serve a call that `auto` leaves to the reference, for each that might have."""
+    names = hardware.RECORDED if facts[0] == "cuda" else ("cpu",)
+    reasons = {n: BACKENDS[n].refuses(*facts) or hardware.withheld(n) for n in names}
+    if len(reasons) == 1:
+        return reasons.popitem()[1]
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,10 @@ def explain(
     reasons = {}
     for name, other in BACKENDS.items():
         if name != serving.name:
-            able = "auto prefers" if backend == "auto" else "the call asks for"
-            reasons[name] = other.refuses(*facts) or f"it could, but {able} {serving.name}"
+            able = "the call asks for"
+            withheld = ""
+            if backend == "auto":
+                able, withheld = "auto prefers", hardware.withheld(name)
+            reason = other.refuses(*facts) or withheld
+            reasons[name] = reason or f"it could, but {able} {serving.name}"
     return Explanation(serving.name, "few" if regime == _regime.FEW else "many", reasons)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from . import __version__, _build
+from . import __version__, _build, hardware
 
 
 def build_info() -> dict[str, Any]:
@@ -21,7 +21,9 @@ def build_info() -> dict[str, Any]:
         ``numpy_door``: "available" or the reason why not;
         ``torch``: version at run time, or None;
         ``backends``: name to "available" or the reason why not, for float32 tensors on the
-        backend's own device.
+        backend's own device;
+        ``hardware``: for each GPU backend, the runs in which it passed every gate on a device,
+        without which `auto` does not take it (`cfal_kernels.hardware`).
 
     Example:
         >>> build_info()["backends"]["cpu"]
@@ -41,6 +43,7 @@ def build_info() -> dict[str, Any]:
         "numpy_door": door,
         "torch": version,
         "backends": backends,
+        "hardware": {name: list(map(str, passes)) for name, passes in hardware.passes.items()},
     }
 
 
@@ -76,7 +79,7 @@ def _lines(key: str, value: Any, indent: int = 0) -> list[str]:
             return [f"{pad}{key}: no record"]
         return [f"{pad}{key}:", *(x for k, v in value.items() for x in _lines(k, v, indent + 1))]
     if isinstance(value, (list, tuple)):
-        value = ", ".join(map(str, value))
+        value = ", ".join(map(str, value)) or "none"
     return [f"{pad}{key}: {'-' if value is None else value}"]
 
 

@@ -38,6 +38,27 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / norm if norm > 0.0 and difference == difference else float("inf")
 
 
+class Moved(torch.autograd.Function):
+    """A copy on another device with the same strides and offset; gradients travel back likewise."""
+
+    @staticmethod
+    def forward(ctx, x, device):
+        ctx.origin = x.device
+        storage = torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+        there = storage.to(device, copy=True).untyped_storage()
+        empty = torch.empty(0, dtype=x.dtype, device=device)
+        return empty.set_(there, x.storage_offset(), x.shape, x.stride())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Moved.apply(grad, ctx.origin), None
+
+
+def moved(x: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """`x` itself if it is on `device`, else a copy there that lies in memory as `x` does."""
+    return x if x.device == torch.device(device) else Moved.apply(x, device)
+
+
 @contextlib.contextmanager
 def forced_regime(regime: int) -> Iterator[None]:
     """Sends every call to the kernels for `_regime.FEW` or `_regime.MANY` prototypes."""

@@ -12,7 +12,7 @@ import torch
 
 import cfal_kernels as cfal
 from cfal_kernels import _regime, ops
-from support import forced_regime, relative_error
+from support import forced_regime, moved, relative_error
 from truth import Truth, truth
 
 F32, F64 = torch.float32, torch.float64
@@ -25,17 +25,33 @@ TOLERANCE = {F64: 1e-12, F32: 1e-5}
 class Variant:
     """One implementation; calls take the arguments of `cfal_kernels.cfal_loss`, less backend.
 
-    `regime` sends the call to the kernels for few or many prototypes, whatever their number.
+    `regime` sends the call to the kernels for few or many prototypes, whatever their number; a call
+    with more than `most_centres` skips the test. Tensors travel to `device`, the loss and the
+    gradients back.
     """
 
     name: str
     backend: str
     regime: int = _regime.FEW
     device: str = "cpu"
+    most_centres: int | None = None
 
     def __call__(self, features, prototypes, target, **keywords) -> torch.Tensor:
+        centres = prototypes.shape[:-1].numel()
+        if not self.takes(centres):
+            pytest.skip(f"{self.name} is for {self.most_centres} centres at most, not {centres}")
+        call = (self._there(x) for x in (features, prototypes, target))
+        keywords = {name: self._there(value) for name, value in keywords.items()}
         with forced_regime(self.regime):
-            return cfal.cfal_loss(features, prototypes, target, backend=self.backend, **keywords)
+            loss = cfal.cfal_loss(*call, backend=self.backend, **keywords)
+        return moved(loss, features.device)
+
+    def takes(self, centres: int) -> bool:
+        """Whether a call with so many centres can be sent there."""
+        return self.most_centres is None or centres <= self.most_centres
+
+    def _there(self, value):
+        return moved(value, self.device) if isinstance(value, torch.Tensor) else value
 
     def __str__(self) -> str:
         return self.name
@@ -44,15 +60,26 @@ class Variant:
 REFERENCE = Variant("reference", "reference")
 FEW = Variant("cpu-few", "cpu", _regime.FEW)
 MANY = Variant("cpu-many", "cpu", _regime.MANY)
-KERNELS = (FEW, MANY)
+#: The kernels of a GPU, by backend; the few-prototype ones keep all prototypes at hand.
+GPU_KERNELS = {
+    "cuda": (Variant("cuda-few", "cuda", _regime.FEW, "cuda", _regime.few_limit),),
+    "triton": (
+        Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),
+        Variant("triton-many", "triton", _regime.MANY, "cuda"),
+    ),
+}
+#: `make gpu` names the backend whose gates it runs; without it the gates are those of the CPU.
+GATES_OF = os.environ.get("CFAL_GATES_OF", "")
+KERNELS = GPU_KERNELS[GATES_OF] if GATES_OF else (FEW, MANY)
 
 needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
+_mark = pytest.mark.gpu if GATES_OF else needs_kernels
 
 every_path = pytest.mark.parametrize(
-    "path", [REFERENCE, *(pytest.param(p, marks=needs_kernels) for p in KERNELS)], ids=str
+    "path", [REFERENCE, *(pytest.param(p, marks=_mark) for p in KERNELS)], ids=str
 )
 every_kernel = pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=needs_kernels) for p in KERNELS], ids=str
+    "path", [pytest.param(p, marks=_mark) for p in KERNELS], ids=str
 )
 every_dtype = pytest.mark.parametrize("dtype", [F64, F32], ids=["f64", "f32"])
 

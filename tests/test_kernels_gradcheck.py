@@ -174,6 +174,8 @@ def test_gradients_accumulate_in_leaves(path):
 @every_kernel
 def test_inputs_changed_between_forward_and_backward_are_an_error(path):
     f, w, y = problem(**SIZES["K-below-D"])
+    if path.device != "cpu":
+        pytest.skip("the graph holds the copy on the device; tests/gpu changes that one")
     base = f.detach().clone().requires_grad_()
     moved = base * 1.0
     loss = path(moved, w, y, sigma=10.0)

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import cfal_kernels as cfal
@@ -90,7 +90,7 @@ class TestTiles:
 @every_path
 @settings(
     max_examples=25, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )  # fmt: skip
 @given(
     rows=st.integers(1, 70),
@@ -102,6 +102,7 @@ class TestTiles:
     seed=st.integers(0, 1000),
 )
 def test_any_shape(path, rows, classes, centres, dim, distance, offset, seed):
+    assume(path.takes(classes * centres))
     sample = Sample(rows, classes, centres, dim, distance, offset, seed)
     for dtype in (F64, F32):
         assert_accurate(path, sample, dtype)
