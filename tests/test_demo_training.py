@@ -14,11 +14,11 @@ pytest.importorskip("tqdm")
 
 import cfal_kernels as cfal  # noqa: E402
 from cfal_experiments import timing
-from cfal_experiments.data import Samples, Split  # noqa: E402
-from cfal_experiments.data.batches import Normalisation  # noqa: E402
 from cfal_experiments.demo import report, tasks, tuning  # noqa: E402
+from cfal_experiments.demo.batches import Normalisation  # noqa: E402
 from cfal_experiments.demo.comparison import build_system  # noqa: E402
 from cfal_experiments.demo.mlp import MLP
+from cfal_experiments.demo.samples import Samples, Split  # noqa: E402
 from cfal_experiments.demo.scores import scores  # noqa: E402
 from cfal_experiments.demo.training import Budget, Recipe, System, fit, mean_loss  # noqa: E402
 from cfal_experiments.losses import CFAL, LOSSES, CrossEntropy  # noqa: E402

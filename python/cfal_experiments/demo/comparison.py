@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cfal_experiments.data import Samples, Split
-from cfal_experiments.data.batches import Normalisation
+from cfal_experiments.demo.batches import Normalisation
+from cfal_experiments.demo.samples import Samples, Split
 from cfal_experiments.demo.scores import scores
 from cfal_experiments.demo.training import Budget, Recipe, System, fit, predict
 from cfal_experiments.losses import LOSSES

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import cfal_kernels as cfal
-from cfal_experiments.data.batches import Normalisation, batches
 from cfal_experiments.demo import report, tasks
+from cfal_experiments.demo.batches import Normalisation, batches
 from cfal_experiments.demo.comparison import Task, build_system, run
 from cfal_experiments.demo.training import Recipe
 from cfal_experiments.progress import bar

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cfal_experiments.data import Samples, digits, idc, splits
+from cfal_experiments.demo import digits, idc, splits
 from cfal_experiments.demo.comparison import Task
 from cfal_experiments.demo.mlp import MLP
+from cfal_experiments.demo.samples import Samples
 from cfal_experiments.demo.training import Budget, Recipe
 from cfal_experiments.models import AlexNet32
 from cfal_experiments.progress import bar

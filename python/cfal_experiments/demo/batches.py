@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cfal_experiments.data.samples import Samples
+from cfal_experiments.demo.samples import Samples
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from cfal_experiments.data.samples import Samples, Split
-from cfal_experiments.data.splits import stratified
+from cfal_experiments.demo.samples import Samples, Split
+from cfal_experiments.demo.splits import stratified
 
 
 def load() -> Samples:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cfal_experiments.data.samples import Samples
+from cfal_experiments.demo.samples import Samples
 from cfal_experiments.errors import InputError
 
 CLASS_NAMES = ("negative", "positive")

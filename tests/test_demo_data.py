@@ -1,4 +1,4 @@
-"""Data of the experiments: long tails, splits by patient, the IDC folder, batches."""
+"""Data of the demo: long tails, splits by patient, the IDC folder, batches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
-from cfal_experiments.data import Samples, digits, idc, splits  # noqa: E402
-from cfal_experiments.data.batches import Normalisation, batches, flip_at_random  # noqa: E402
+from cfal_experiments.demo import digits, idc, splits  # noqa: E402
+from cfal_experiments.demo.batches import Normalisation, batches, flip_at_random  # noqa: E402
+from cfal_experiments.demo.samples import Samples  # noqa: E402
 from cfal_experiments.errors import InputError  # noqa: E402
 
 
