@@ -1,4 +1,4 @@
-"""Models, losses, the training loop and the scores of the experiments."""
+"""The demo's training loop, scores, search and printout."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("tqdm")
 
-import cfal_kernels as cfal  # noqa: E402
-from cfal_experiments import timing
+from cfal_experiments import losses, timing  # noqa: E402
 from cfal_experiments.demo import report, tasks, tuning  # noqa: E402
 from cfal_experiments.demo.batches import Normalisation  # noqa: E402
 from cfal_experiments.demo.comparison import build_system  # noqa: E402
-from cfal_experiments.demo.mlp import MLP
+from cfal_experiments.demo.mlp import MLP  # noqa: E402
 from cfal_experiments.demo.samples import Samples, Split  # noqa: E402
 from cfal_experiments.demo.scores import scores  # noqa: E402
 from cfal_experiments.demo.training import Budget, Recipe, System, fit, mean_loss  # noqa: E402
-from cfal_experiments.losses import CFAL, LOSSES, CrossEntropy  # noqa: E402
-from cfal_experiments.models import AlexNet32  # noqa: E402
 
 # Without compiled kernels the reference serves, and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::cfal_kernels.diagnostics.CFALWarning")
@@ -42,54 +39,7 @@ def toy_split() -> Split:
 
 def toy_system(loss: str = "cfal", seed: int = 0) -> System:
     torch.manual_seed(seed)
-    return System(MLP(4, 8, 5), LOSSES[loss](3, 5, [30, 15, 5]))
-
-
-def test_alexnet_has_the_parameters_of_the_paper():
-    model = AlexNet32()
-    own = sum(parameter.numel() for parameter in model.parameters())
-    classifier = CrossEntropy(2, model.embedding_dim, [1, 1])
-    assert own + sum(parameter.numel() for parameter in classifier.parameters()) == 145_058
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 64)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_share_one_interface(name: str):
-    torch.manual_seed(0)
-    loss = LOSSES[name](4, 6, [40, 30, 20, 10])
-    features = torch.randn(9, 6, requires_grad=True)
-    value = loss(features, torch.arange(9) % 4)
-    value.backward()
-    assert value.shape == ()
-    assert features.grad.abs().sum() > 0
-    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
-    probabilities = loss.predict_proba(features)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(9))
-
-
-def test_weighted_cross_entropy_is_the_plain_mean_of_weighted_terms():
-    torch.manual_seed(0)
-    loss = CrossEntropy(3, 4, [100, 10, 1], beta=0.999)
-    features, target = torch.randn(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
-    weights = cfal.class_balanced_weights([100, 10, 1], 0.999)
-    log_p = loss.head(features).log_softmax(1)
-    expected = -(weights[target] * log_p[torch.arange(6), target]).mean()
-    torch.testing.assert_close(loss(features, target), expected)
-
-
-def test_cfal_module_is_the_loss_with_weights_from_the_counts():
-    torch.manual_seed(0)
-    loss = CFAL(3, 4, [100, 10, 1], sigma=8.0, gamma=1.0, beta=0.999)
-    features, target = torch.randn(6, 4), torch.arange(6) % 3
-    expected = cfal.cfal_loss(
-        features,
-        loss.head.prototypes,
-        target,
-        class_weights=cfal.class_balanced_weights([100, 10, 1], 0.999),
-        sigma=8.0,
-        gamma=1.0,
-    )
-    torch.testing.assert_close(loss(features, target), expected)
+    return System(MLP(4, 8, 5), losses.build(loss, 3, 5, [30, 15, 5]))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "cfal"])

@@ -1,7 +1,7 @@
 """The error that a user can act on."""
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Something the user gave cannot be used.
 
     The message is one line that names the thing and the remedy; commands print it and exit with
