@@ -12,8 +12,14 @@ from cfal_experiments.errors import InputError
 T = TypeVar("T")
 
 
-def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
+def choose(kind: str, name: str, choices: Mapping[str, T], also: str = "") -> T:
     """The entry called `name`.
+
+    Args:
+        kind: what is chosen, for the message.
+        name: the user's choice.
+        choices: all there are.
+        also: what else could have been written, for the message.
 
     Raises:
         InputError: there is none; the message lists those that are.
@@ -23,7 +29,7 @@ def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
     """
     if name in choices:
         return choices[name]
-    raise InputError(f"no {kind} called {name!r}{_nearest(name, choices)}")
+    raise InputError(f"no {kind} called {name!r}{_nearest(name, choices)}{also and f', or {also}'}")
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, Any]:
