@@ -1,7 +1,6 @@
 // The CPU implementations of torch.ops.cfal: allocate outputs, lend torch's threads and BLAS to the
 // kernels, call them.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,32 +9,10 @@
 
 #include "../cpu/cfal.h"
 #include "problem.h"
-
-// MKL's number of threads for the calling thread, 0 for the global one; returns the one before.
-// Absent where torch was built with another BLAS.
-#if defined(__ELF__)
-extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
-#else
-static int (*const MKL_Set_Num_Threads_Local)(int) = nullptr;
-#endif
+#include "products.h"
 
 namespace cfal::torch_door {
 namespace {
-
-// Inside a parallel region MKL runs on one thread, but still picks its algorithm, and with it the
-// rounding, by the number it is set to.
-class OneThread {
- public:
-  OneThread() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
-  ~OneThread() {
-    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
-  }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  const int before_;
-};
 
 Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   int64_t strides[3] = {1, 1, 1};
@@ -47,35 +24,6 @@ Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, strides, dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
-}
-
-// A view of memory that the kernels own, for one matrix product.
-template <class T>
-Tensor matrix(const T* data, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-  const int64_t sizes[2] = {rows, cols}, strides[2] = {row_stride, col_stride};
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<T*>(data), 2, sizes, strides, 0,
-      sizeof(T) == 8 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-template <class T>
-void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const T* a, int64_t lda,
-          const T* b, int64_t ldb, double beta, T* c, int64_t ldc) {
-  const Tensor left = ta ? matrix(a, m, k, 1, lda) : matrix(a, m, k, lda, 1);
-  const Tensor right = tb ? matrix(b, k, n, 1, ldb) : matrix(b, k, n, ldb, 1);
-  const Tensor out = matrix(c, m, n, ldc, 1);
-  const OneThread one_thread;
-  // Straight to the CPU kernel: no autograd or dispatch state is looked up, which threads of a pool
-  // would not share.
-  if (alpha == 1.0 && beta == 0.0) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), left.get(), right.get()));
-  } else {
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_addmm_out(out.get(), out.get(), left.get(), right.get(), beta, alpha));
-  }
 }
 
 void parallel_for(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, void*),
