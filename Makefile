@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DATA ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
 PYTEST_ARGS ?=
 # A build that cannot compile stops here, where `pip install .` would go on without the objects.
 CFAL_BUILD ?= cpu
@@ -17,12 +18,12 @@ BUILD_INPUTS := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt setup.py p
 CPP_FILES := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 BUILD_TOOLS := cmake ninja packaging pybind11 setuptools wheel
 
-.PHONY: all install demo test wheel wheel-test lint format sanitize bench clean help
+.PHONY: all install demo test wheel wheel-test lint format sanitize bench gpu clean help
 
 all: install
 
 help:
-	@echo "make install | demo [DATA=dir] | test | lint | format | sanitize | bench | wheel-test | clean"
+	@echo "make install | demo [DATA=dir] | test | lint | format | sanitize | bench | gpu | wheel-test | clean"
 
 # torch and the build tools come first: the package is then built against that torch.
 $(VENV)/.tools: constraints.txt Makefile
@@ -82,6 +83,10 @@ sanitize: $(VENV)/.tools
 
 bench: install
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+# On the machine's own Python, torch and CUDA: no environment is made and nothing is fetched.
+gpu:
+	@$(PYTHON) gpu/run.py $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info cfal_kernels/_lib .pytest_cache .ruff_cache .benchmarks

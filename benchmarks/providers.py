@@ -21,7 +21,7 @@ import cfal_kernels as cfal
 from shapes import DIVERSITY_WEIGHT, GAMMA, MARGIN, Inputs
 
 
-def _loss(q: Tensor, inputs: Inputs, diversity: Tensor) -> Tensor:
+def loss_of_distances(q: Tensor, inputs: Inputs, diversity: Tensor) -> Tensor:
     """Mean of Eq. 7 from squared distances q [B, C] and R."""
     a = torch.exp(-q / inputs.sigma)
     s = a.gather(1, inputs.target[:, None])
@@ -37,15 +37,13 @@ def broadcast(inputs: Inputs) -> Tensor:
     f, w = inputs.features, inputs.prototypes
     q = (f[:, None, :] - w[None, :, :]).square().sum(-1)
     pairs = (w[:, None, :] - w[None, :, :]).square().sum(-1)
-    j, k = torch.triu_indices(len(w), len(w), offset=1)
+    j, k = torch.triu_indices(len(w), len(w), offset=1, device=w.device)
     distances = pairs[j, k]
-    return _loss(q, inputs, (distances - distances.mean()).square().mean())
+    return loss_of_distances(q, inputs, (distances - distances.mean()).square().mean())
 
 
-def gemm(inputs: Inputs) -> Tensor:
-    """Distances by the expansion; R in closed form (docs/maths.md), its scalars in double."""
-    f, w = inputs.features, inputs.prototypes
-    q = torch.addmm(w.square().sum(1), f, w.t(), alpha=-2.0) + f.square().sum(1, keepdim=True)
+def diversity(w: Tensor) -> Tensor:
+    """R of prototypes [C, D] in closed form (docs/maths.md), its scalars in double."""
     x = w - w.mean(0)
     moments = x.t() @ x if x.shape[0] > x.shape[1] else x @ x.t()
     count = x.shape[0]
@@ -53,11 +51,17 @@ def gemm(inputs: Inputs) -> Tensor:
     norms = x.square().sum(1).double()
     total = norms.sum()
     second = count * norms.square().sum() + total.square() + 2.0 * moments.double().square().sum()
-    diversity = second / pairs - (count * total / pairs).square()
-    return _loss(q.clamp_min(0.0), inputs, diversity.to(q.dtype))
+    return second / pairs - (count * total / pairs).square()
 
 
-def fused(inputs: Inputs) -> Tensor:
+def gemm(inputs: Inputs) -> Tensor:
+    """Distances by the expansion, R in closed form."""
+    f, w = inputs.features, inputs.prototypes
+    q = torch.addmm(w.square().sum(1), f, w.t(), alpha=-2.0) + f.square().sum(1, keepdim=True)
+    return loss_of_distances(q.clamp_min(0.0), inputs, diversity(w).to(q.dtype))
+
+
+def fused(inputs: Inputs, backend: str = "cpu") -> Tensor:
     """The public call."""
     return cfal.cfal_loss(
         inputs.features,
@@ -68,7 +72,7 @@ def fused(inputs: Inputs) -> Tensor:
         margin=MARGIN,
         gamma=GAMMA,
         diversity_weight=DIVERSITY_WEIGHT,
-        backend="cpu",
+        backend=backend,
     )
 
 

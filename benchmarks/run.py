@@ -18,7 +18,6 @@ import argparse
 import csv
 import datetime
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import cfal_kernels as cfal
 import memory
 import table
 from providers import PROVIDERS, Step, gemm, make_step, results
+from quantiles import quantiles
 from shapes import SHAPES, Case, make_inputs
 
 HERE = Path(__file__).resolve().parent
@@ -178,14 +178,6 @@ def one_turn(step: Step) -> dict[str, float]:
     step.both()
     both = clock()
     return dict(zip(MODES, (forward - begin, backward - forward, both - between), strict=True))
-
-
-def quantiles(values: list[float]) -> tuple[float, float, float]:
-    """The 20, 50 and 80 % quantiles."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    tenths = statistics.quantiles(values, n=10, method="inclusive")
-    return tenths[1], statistics.median(values), tenths[7]
 
 
 def describe(case: Case) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch  # noqa: E402
 
 from cfal_kernels import diagnostics, ops  # noqa: E402
 from support import BACKENDS  # noqa: E402
+from support_kernels import KERNELS  # noqa: E402
 
 
 @pytest.fixture(params=BACKENDS)
@@ -35,3 +37,15 @@ def fresh_diagnostics(monkeypatch):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def sound_device():
+    """A test that leaves the device unusable ends its process, so that no other test is blamed."""
+    yield
+    if KERNELS[0].device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"the device is lost: {error}", file=sys.__stderr__, flush=True)
+            os._exit(70)

@@ -56,7 +56,9 @@ class Moved(torch.autograd.Function):
 
 def moved(x: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     """`x` itself if it is on `device`, else a copy there that lies in memory as `x` does."""
-    return x if x.device == torch.device(device) else Moved.apply(x, device)
+    where = torch.device(device)
+    there = x.device.type == where.type and where.index in (None, x.device.index)
+    return x if there else Moved.apply(x, where)
 
 
 @contextlib.contextmanager

@@ -60,13 +60,15 @@ class Variant:
 REFERENCE = Variant("reference", "reference")
 FEW = Variant("cpu-few", "cpu", _regime.FEW)
 MANY = Variant("cpu-many", "cpu", _regime.MANY)
-#: The kernels of a GPU, by backend; the few-prototype ones keep all prototypes at hand.
+#: The kernels of a GPU, by backend; the few-prototype ones keep all prototypes at hand. "dry" puts
+#: those of the CPU in their place, to try the gates themselves.
 GPU_KERNELS = {
     "cuda": (Variant("cuda-few", "cuda", _regime.FEW, "cuda", _regime.few_limit),),
     "triton": (
         Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),
         Variant("triton-many", "triton", _regime.MANY, "cuda"),
     ),
+    "dry": (Variant("dry-few", "cpu", most_centres=_regime.few_limit), MANY),
 }
 #: `make gpu` names the backend whose gates it runs; without it the gates are those of the CPU.
 GATES_OF = os.environ.get("CFAL_GATES_OF", "")
