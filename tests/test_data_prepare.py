@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("filelock")
 Image = pytest.importorskip("PIL.Image")
 
-from cfal_experiments.data import Cache, open_collection, prepare  # noqa: E402
+from cfal_experiments.data import Cache, open_collection, parallel, prepare  # noqa: E402
 from cfal_experiments.data import prepare as prepare_function  # noqa: E402
 from cfal_experiments.errors import InputError  # noqa: E402
 from patches import (  # noqa: E402
@@ -69,7 +69,8 @@ def test_unreadable_files_are_left_out_and_named(tmp_path: Path):
 
 
 def test_gaps_are_closed_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prepare_module, "CHUNK", 3)
+    monkeypatch.setattr(parallel, "CHUNK", 3)
+    monkeypatch.setattr(prepare_module, "MOVED", 3)
     folder = write_classes(tmp_path / "crc", {"ADI": 10, "TUM": 10}, ".png")
     for number in (0, 3, 4, 9):
         (folder / "ADI" / f"ADI-{number}.png").write_bytes(b"x")
@@ -105,8 +106,8 @@ def test_many_files_are_decoded_by_processes_alike(tmp_path: Path, monkeypatch):
     (folder / "TUM" / "TUM-4.png").write_bytes(b"x")
     found = open_collection(folder)
     threads = prepare(found, tmp_path / "threads", 8)
-    monkeypatch.setattr(prepare_module, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(prepare_module, "CHUNK", 4)
+    monkeypatch.setattr(parallel, "PROCESSES_FROM", 1)
+    monkeypatch.setattr(parallel, "CHUNK", 4)
     done = []
     processes = prepare(found, tmp_path / "processes", 8, workers=2, on_images=done.append)
     np.testing.assert_array_equal(threads.images, processes.images)

@@ -4,6 +4,8 @@
     decode, prepare, cache from files to one mapped file of bytes, once
     images                 decoded images with labels, in memory or mapped
     splits, partition      train, validation, test; longtail thins the training part
+    check                  damage, leaks, duplicates, odd sizes
+    fetch                  public archives, resumed and verified
     normalisation          mean and standard deviation of the training part
     loading                batches as tensors: the only module here that imports torch
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +16,13 @@ from filelock import FileLock
 from PIL import Image
 
 from cfal_experiments.data import cache as cache_files
+from cfal_experiments.data import parallel
 from cfal_experiments.data.cache import Cache, Settings
 from cfal_experiments.data.collection import Collection
 from cfal_experiments.data.decode import RESAMPLING, Unreadable, open_rgb, square
-from cfal_experiments.data.layouts import npz
 from cfal_experiments.errors import InputError
 
-CHUNK = 256  # images per task: long against the hand-over, short against the whole
-PROCESSES_FROM = 4096  # fewer files are decoded before further processes have started
+MOVED = 256  # rows moved at a time when gaps are closed
 RESERVE = 64 * 2**20  # bytes to leave free on the disk
 
 
@@ -78,8 +73,8 @@ def prepare(
                 found = _reusable(to, settings)
                 on_images(len(collection))
                 return found
-            with _appearing(to) as partial:
-                _write(collection, settings, partial, workers or os.cpu_count() or 1, on_images)
+            with _appearing(to) as unfinished:
+                _write(collection, settings, unfinished, workers, on_images)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(to, _bytes(collection, size)) from error
@@ -112,27 +107,27 @@ def _reusable(to: Path, settings: Settings) -> Cache:
 @contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `to` when the block ends without an error."""
-    partial = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed run left; the lock is ours
-    partial.mkdir()
+    unfinished = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left; the lock is ours
+    unfinished.mkdir()
     try:
-        yield partial
-        for file in partial.iterdir():
+        yield unfinished
+        for file in unfinished.iterdir():
             _sync(file)
-        _sync(partial)
+        _sync(unfinished)
         if to.exists():  # only with `overwrite`
             shutil.rmtree(to)
-        partial.rename(to)
+        unfinished.rename(to)
         _sync(to.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write(
     collection: Collection,
     settings: Settings,
     folder: Path,
-    workers: int,
+    workers: int | None,
     on_images: Callable[[int], object],
 ) -> None:
     needed = _bytes(collection, settings.size)
@@ -141,9 +136,9 @@ def _write(
     file = folder / cache_files.IMAGES
     with file.open("wb") as stream:
         stream.truncate(needed)
-    decode = _decode_npz if collection.layout == "npz" else _decode_files
     reasons: dict[int, str] = {}
-    for done, failed in decode(collection, settings, file, workers):
+    decode = partial(_decode, settings=settings, file=file)
+    for done, failed in parallel.over_chunks(decode, collection, workers):
         reasons.update(failed)
         on_images(done)
     good = np.array([row for row in range(len(collection)) if row not in reasons], dtype=np.int64)
@@ -172,83 +167,19 @@ def _write(
     (folder / cache_files.HEADER).write_text(header, encoding="utf-8")
 
 
-def _decode_files(
-    collection: Collection, settings: Settings, file: Path, workers: int
-) -> Iterator[tuple[int, dict[int, str]]]:
-    """Decode files in chunks of rows; yields the number done and the failures among them."""
-    jobs = (
-        (
-            first,
-            [collection.file(row) for row in range(first, min(first + CHUNK, len(collection)))],
-            settings,
-            file,
-        )
-        for first in range(0, len(collection), CHUNK)
-    )
-    pool: Executor
-    if workers > 1 and len(collection) >= PROCESSES_FROM:
-        # Small files cost mostly Python's own time, which threads cannot share. A spawned process
-        # inherits no locks of libraries with threads, such as torch's.
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts
-        )
-    else:
-        pool = ThreadPoolExecutor(workers)
-    with pool:
-        try:
-            yield from _in_order(pool, _decode_chunk, jobs, 2 * workers)
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"{collection.root}: a decoding process was killed, perhaps for memory; use fewer "
-                "with --workers"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _decode_chunk(job: tuple[int, list[Path], Settings, Path]) -> tuple[int, dict[int, str]]:
-    first, files, settings, images = job
+def _decode(chunk: parallel.Chunk, settings: Settings, file: Path) -> tuple[int, dict[int, str]]:
+    """Write one chunk at its place; returns its length and the reasons of what failed, by row."""
+    first, images = chunk
     failed = {}
-    pixels = np.zeros((len(files), settings.size, settings.size, 3), np.uint8)
-    for number, path in enumerate(files):
+    pixels = np.zeros((len(images), settings.size, settings.size, 3), np.uint8)
+    for number, image in enumerate(images):
         try:
-            pixels[number] = square(open_rgb(path), settings.size, settings.resampling)
+            opened = open_rgb(image) if isinstance(image, Path) else Image.fromarray(image)
+            pixels[number] = square(opened, settings.size, settings.resampling)
         except Unreadable as error:
             failed[first + number] = str(error)
-    _put(images, first, pixels)
-    return len(files), failed
-
-
-def _decode_npz(
-    collection: Collection, settings: Settings, file: Path, workers: int
-) -> Iterator[tuple[int, dict[int, str]]]:
-    """Resize the images of an .npz; they are stored decoded, so that threads suffice."""
-    jobs = ((first, images, settings, file) for first, images in npz.stream(collection.root))
-    with ThreadPoolExecutor(workers) as pool:
-        yield from _in_order(pool, _resize_chunk, jobs, 2 * workers)
-
-
-def _resize_chunk(job: tuple[int, np.ndarray, Settings, Path]) -> tuple[int, dict[int, str]]:
-    first, images, settings, file = job
-    resized = [
-        square(Image.fromarray(image), settings.size, settings.resampling) for image in images
-    ]
-    _put(file, first, np.stack(resized))
-    return len(images), {}
-
-
-def _in_order(pool: Executor, function: Callable, jobs: Iterator, ahead: int) -> Iterator:
-    """`pool.map` with a bounded number of jobs in flight: an .npz must not be read ahead whole."""
-    waiting = [pool.submit(function, job) for job in islice(jobs, ahead)]
-    while waiting:
-        yield waiting.pop(0).result()
-        waiting.extend(pool.submit(function, job) for job in islice(jobs, 1))
+    _put(file, first, pixels)
+    return len(images), failed
 
 
 def _put(file: Path, first: int, pixels: np.ndarray) -> None:
@@ -265,8 +196,8 @@ def _close_gaps(file: Path, good: np.ndarray, row_bytes: int) -> None:
     if file.stat().st_size == len(good) * row_bytes:
         return
     images = np.memmap(file, np.uint8, "r+").reshape(-1, row_bytes)
-    for begin in range(0, len(good), CHUNK):
-        rows = good[begin : begin + CHUNK]  # rows[i] >= begin + i: nothing is overwritten unread
+    for begin in range(0, len(good), MOVED):
+        rows = good[begin : begin + MOVED]  # rows[i] >= begin + i: nothing is overwritten unread
         images[begin : begin + len(rows)] = images[rows]
     del images
     os.truncate(file, len(good) * row_bytes)
