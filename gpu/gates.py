@@ -3,7 +3,8 @@
     python gpu/gates.py triton          every gate that marks itself `gpu`
     python gpu/gates.py dry -k tiles    the same machinery on the CPU, in a selection
 
-Exit status: 0 all passed, 1 some failed or were cut off, 3 the backend is not there.
+Exit status: 0 all passed, 1 some failed, 3 the backend is not there, 4 GPU_SECONDS ran out before
+the end: what has passed is kept, and the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ TESTS = (
 )
 MOST_WORKERS = 8
 SECONDS_A_TEST = 150
-CANNOT_RUN = 3
+SECONDS_TO_REPORT = 20
+CANNOT_RUN, CUT_OFF = 3, 4
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-k", dest="select", default="", help="pytest's -k; no pass is recorded")
     parser.add_argument("--tests", nargs="*", default=list(TESTS), help="files; no pass either")
     options = parser.parse_args(arguments)
+    deadline = time.monotonic() + float(os.environ.get("GPU_SECONDS", "inf")) - SECONDS_TO_REPORT
     out = Path(os.environ["GPU_OUT"])
     out.mkdir(parents=True, exist_ok=True)
     facts = machine.facts()
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return CANNOT_RUN
     limit = [] if smoke(options.backend) else ["--maxfail=30"]
     log = out / f"gates-{options.backend}.jsonl"
-    status = run_pytest(options, log, facts, limit)
+    status = run_pytest(options, log, facts, limit, deadline)
     outcomes, finished = read(log, key(facts))
     report(outcomes, finished)
     failed = [x for x in outcomes.values() if x["outcome"] == "failed"]
@@ -56,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     whole = not options.select and tuple(options.tests) == TESTS
     if complete and whole and options.backend != "dry":
         record(options.backend, outcomes, facts, out)
-    return 0 if complete else 1
+    if complete:
+        return 0
+    return CUT_OFF if status == CUT_OFF and not failed else 1
 
 
 def why_absent(backend: str) -> str:
@@ -87,7 +93,9 @@ def smoke(backend: str) -> bool:
     return fine
 
 
-def run_pytest(options: argparse.Namespace, log: Path, facts: dict, limit: list[str]) -> int:
+def run_pytest(
+    options: argparse.Namespace, log: Path, facts: dict, limit: list[str], deadline: float
+) -> int:
     """Runs what has not passed yet with these sources; returns pytest's exit status."""
     before, _ = read(log, key(facts))
     done = [name for name, entry in before.items() if entry["outcome"] == "passed"]
@@ -98,6 +106,7 @@ def run_pytest(options: argparse.Namespace, log: Path, facts: dict, limit: list[
     with log.open("a") as file:
         file.write(json.dumps({"started": key(facts)}) + "\n")
     packages = facts["packages"]
+    seconds = max(1.0, deadline - time.monotonic())
     command = [
         sys.executable, "-m", "pytest", *options.tests, "-m", "gpu", "-q", "-p", "gates_log",
         "-p", "no:cacheprovider", "--rootdir", str(ROOT), "--tb=short", *limit,
@@ -118,8 +127,21 @@ def run_pytest(options: argparse.Namespace, log: Path, facts: dict, limit: list[
         "GATES_LOG": str(log),
         "GATES_DONE": str(listed),
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # Every worker would start a pool of as many compilers as there are cores.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
-    status = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    begin = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        status = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        print(f"stopped after {time.monotonic() - begin:.0f} s")
+        return CUT_OFF
     # 5: nothing was left to run, which is no failure if something passed before.
     return 0 if status == 5 and done else status
 

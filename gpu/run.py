@@ -39,7 +39,7 @@ SHARES = {
 }
 SECONDS_A_PART = 570.0
 LEAST_SECONDS = 20.0
-CANNOT_RUN = 3
+CANNOT_RUN, CUT_OFF = 3, 4
 
 
 class Unusable(Exception):
@@ -213,7 +213,7 @@ def run_part(
     signal.setitimer(signal.ITIMER_REAL, 0)
     status = process.wait()
     seconds = time.monotonic() - begin
-    word = {0: "passed", CANNOT_RUN: "cannot run"}.get(status, "failed")
+    word = {0: "passed", CANNOT_RUN: "cannot run", CUT_OFF: "cut off"}.get(status, "failed")
     note = next((line for line in reversed(lines) if line), "")
     if seconds >= limit:
         word, note = "cut off", f"after {limit:.0f} s; the next run goes on from there"
