@@ -110,7 +110,7 @@ def test_automatic_sigma_makes_the_typical_affinity_one_half(name: str):
 
 
 @family
-def test_class_means_are_where_prototypes_start(name: str):
+def test_prototypes_start_at_class_means_that_are_far_apart(name: str):
     loss = losses.build(name, 3, 5, COUNTS, sigma=9.0, init="class-means")
     features, target = embedding()
     assert loss.needs_initialisation
@@ -118,6 +118,24 @@ def test_class_means_are_where_prototypes_start(name: str):
     means = torch.stack([features[target == label].mean(0) for label in range(3)])
     torch.testing.assert_close(loss.head.prototypes[:, 0].detach(), means)
     assert loss.sigma == 9.0 and not loss.needs_initialisation
+
+
+@pytest.mark.parametrize("centres", [1, 2])
+def test_class_means_that_nearly_coincide_are_spread(centres: int):
+    """To the authors' mean squared distance of 4 D / C; shape and mean are kept."""
+    loss = CFAL(3, 5, COUNTS, sigma="auto", init="class-means", centers_per_class=centres)
+    plain = cfal.CFALLoss(3, 5, centers_per_class=centres)
+    features, target = embedding()
+    features = 7.0 + 0.01 * features
+    loss.initialise_from(features, target)
+    means = cfal.initialize_prototypes_(plain, features, target).prototypes.detach().flatten(0, 1)
+    start = loss.head.prototypes.detach().flatten(0, 1)
+    torch.testing.assert_close(start.mean(0), means.mean(0))
+    assert torch.pdist(start).square().mean().item() == pytest.approx(4 * 5 / 3, rel=1e-4)
+    factor = torch.pdist(start) / torch.pdist(means)
+    torch.testing.assert_close(factor, factor[:1].expand_as(factor), rtol=1e-3, atol=0)
+    # sigma then fits prototypes at that distance, not features at a hundredth of it.
+    assert 1.0 < loss.sigma < 10.0
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

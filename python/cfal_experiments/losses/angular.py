@@ -194,10 +194,11 @@ class CosFace(AngularMarginLoss):
 class SphereFace(AngularMarginLoss):
     """Class-balanced SphereFace: s cos(k theta) for the own class.
 
-    k = m, read literally, is the paper's: with its m = 0.35 the own class gets a *larger* logit
-    than without a margin. k = 1 + m is a margin proper, as in the public Keras code for these
-    losses; Liu et al. (2017) have an integer k and a piecewise continuation beyond pi / k, which
-    neither has.
+    k = m, read literally, is the paper's. With its m = 0.35 the own class gets a *larger* logit
+    than without a margin, and a larger one in training than at prediction: the training loss can
+    vanish while features lie closer to another class. k = 1 + m is a margin proper, as in the
+    public Keras code for these losses; Liu et al. (2017) have an integer k and a piecewise
+    continuation beyond pi / k, which neither has.
 
     Args:
         num_classes: C.

@@ -27,7 +27,8 @@ class PrototypeLoss(HeadedLoss):
         class_counts: `[C]` training samples per class.
         sigma: width of the affinity, > 0; or "auto", which sets the typical affinity between a
             feature and a prototype to 0.5 (`cfal_kernels.sigma_from_features`).
-        init: "authors" (normal with std sqrt(2 / C)) or "class-means".
+        init: "authors" (normal with std sqrt(2 / C)) or "class-means", which are spread where they
+            lie closer together than the authors' prototypes would; see `spread_`.
         beta: of the head's class-balanced weights, in [0, 1); None for no weights.
         **settings: of `cfal_kernels.CFALLoss`.
 
@@ -86,7 +87,7 @@ class PrototypeLoss(HeadedLoss):
 
     @torch.no_grad()
     def initialise_from(self, features: Tensor, target: Tensor) -> None:
-        """Move the prototypes to the class means and fit sigma, whichever the options ask for.
+        """Take the start of the prototypes and sigma from features, as the options ask.
 
         Args:
             features: `[N, D]` of training samples, from the untrained model in evaluation mode.
@@ -97,6 +98,7 @@ class PrototypeLoss(HeadedLoss):
         """
         if self.init == "class-means":
             cfal.initialize_prototypes_(self.head, features, target)
+            spread_(self.head.prototypes)
         if self.automatic:
             # Rounded as the buffer rounds it: a run resumed from the state is the same to the bit.
             self.fitted_sigma.fill_(
@@ -139,6 +141,28 @@ class PrototypeLoss(HeadedLoss):
             raise RuntimeError(
                 'sigma is "auto" and not fitted yet: call initialise_from(features, target) first'
             )
+
+
+@torch.no_grad()
+def spread_(prototypes: Tensor) -> Tensor:
+    """Move centres `[C, M, D]` apart about their mean, in place, if they lie close together.
+
+    The class means of an untrained network nearly coincide. A sigma fitted to them is so narrow
+    that the first steps carry every feature out of reach, and with a wider one all affinities are
+    1. Their directions are worth keeping, their scale is not: it becomes that of the authors'
+    start, where entries have variance 2 / C and the mean squared distance of a pair is 4 D / C.
+    Means that lie further apart than that stay where they are.
+    """
+    # In float64: the mean of features that all share an offset is large against their spread.
+    centres = prototypes.detach().cpu().double()
+    mean = centres.mean((0, 1))
+    # Over pairs of K centres, mean |w_j - w_k|^2 = 2 K / (K - 1) mean |w_j - mean|^2.
+    count = centres.shape[0] * centres.shape[1]
+    between = 2.0 * count / (count - 1) * (centres - mean).square().sum(2).mean()
+    wanted = 4.0 * centres.shape[2] / centres.shape[0]
+    if 0.0 < between < wanted:
+        prototypes.copy_(mean + (centres - mean) * (wanted / between).sqrt())
+    return prototypes
 
 
 def diversity(prototypes: Tensor) -> float:
