@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _arguments, _regime, autograd, hardware, ops, reference
 from ._arguments import Parameters
 from .diagnostics import warn_once
+from .triton import availability
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,17 @@ class Backend:
 
     Attributes:
         name: what `backend=` calls it.
-        refuses: (device type, features dtype, prototypes dtype) to the reason why not, "" if it
-            serves the call.
+        refuses: (device type, features dtype, prototypes dtype, regime) to the reason why not, ""
+            if it serves the call.
         run: the loss of arguments that `_arguments.check` has passed.
     """
 
     name: str
-    refuses: Callable[[str, torch.dtype, torch.dtype], str]
+    refuses: Callable[[str, torch.dtype, torch.dtype, int], str]
     run: Callable[..., Tensor]
 
 
-def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype, regime: int) -> str:
     if ops.unavailable:
         return ops.unavailable
     if device not in ("cpu", "meta"):
@@ -38,15 +39,13 @@ def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) ->
     return ""
 
 
-def _triton_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
-    return "the Triton kernels are not built in this version"
-
-
-def _cuda_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+def _cuda_refuses(device: str, features: torch.dtype, prototypes: torch.dtype, regime: int) -> str:
     return "the CUDA kernels are not built in this version"
 
 
-def _reference_refuses(device: str, features: torch.dtype, prototypes: torch.dtype) -> str:
+def _reference_refuses(
+    device: str, features: torch.dtype, prototypes: torch.dtype, regime: int
+) -> str:
     return ""
 
 
@@ -65,7 +64,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cuda", _cuda_refuses, _run_compiled),
-        Backend("triton", _triton_refuses, _run_compiled),
+        Backend("triton", availability.refuses, availability.run),
         Backend("cpu", _cpu_refuses, _run_compiled),
         Backend("reference", _reference_refuses, reference.run),
     )
@@ -82,14 +81,14 @@ def check_name(name: Any) -> None:
         raise ValueError(f"backend must be one of {', '.join(['auto', *BACKENDS])}, got {name!r}")
 
 
-def choose(name: str, features: Tensor, prototypes: Tensor) -> Backend:
+def choose(name: str, features: Tensor, prototypes: Tensor, regime: int) -> Backend:
     """The backend that serves a checked call.
 
     Raises:
         ValueError: `name` is no backend.
         RuntimeError: the backend asked for cannot serve the call; the message says why.
     """
-    facts = (features.device.type, features.dtype, prototypes.dtype)
+    facts = (features.device.type, features.dtype, prototypes.dtype, regime)
     if name == "auto":
         for backend in BACKENDS.values():
             if not backend.refuses(*facts) and not hardware.withheld(backend.name):
@@ -116,11 +115,12 @@ def run(
     # What `choose` would answer for the common call, without its walk.
     if name == "auto" and not ops.unavailable and features.is_cpu:
         return autograd.apply(features, prototypes, target, class_weights, parameters, ops.compiled)
-    backend = choose(name, features, prototypes)
+    regime = parameters[-1]
+    backend = choose(name, features, prototypes, regime)
     device = features.device.type
     silent = device == "meta" or torch.compiler.is_compiling()
     if name == "auto" and backend is _FALLBACK and not silent:
-        reason = _why_slow(device, features.dtype, prototypes.dtype)
+        reason = _why_slow(device, features.dtype, prototypes.dtype, regime)
         warn_once(
             f"fallback:{device}",
             f"cfal_loss runs on the slow reference implementation: {reason}. See "
@@ -206,8 +206,8 @@ def explain(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    serving = choose(backend, features, prototypes)
-    facts = (features.device.type, features.dtype, prototypes.dtype)
+    serving = choose(backend, features, prototypes, regime)
+    facts = (features.device.type, features.dtype, prototypes.dtype, regime)
     reasons = {}
     for name, other in BACKENDS.items():
         if name != serving.name:

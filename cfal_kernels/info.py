@@ -20,7 +20,7 @@ def build_info() -> dict[str, Any]:
         ``isa_in_use``: instruction set that the kernels chose on this machine, or None if unknown;
         ``numpy_door``: "available" or the reason why not;
         ``torch``: version at run time, or None;
-        ``backends``: name to "available" or the reason why not, for float32 tensors on the
+        ``backends``: name to "available" or the reason why not, for few float32 prototypes on the
         backend's own device;
         ``hardware``: for each GPU backend, the runs in which it passed every gate on a device,
         without which `auto` does not take it (`cfal_kernels.hardware`).
@@ -62,11 +62,12 @@ def _torch() -> tuple[str | None, dict[str, str]]:
     except ImportError as error:
         names = ("cuda", "triton", "cpu", "reference")
         return None, dict.fromkeys(names, f"torch cannot be imported: {error}")
+    from ._regime import FEW
     from .backends import BACKENDS
 
     devices = {"cuda": "cuda", "triton": "cuda"}
     refusals = {
-        name: backend.refuses(devices.get(name, "cpu"), torch.float32, torch.float32)
+        name: backend.refuses(devices.get(name, "cpu"), torch.float32, torch.float32, FEW)
         for name, backend in BACKENDS.items()
     }
     return torch.__version__, {name: why or "available" for name, why in refusals.items()}

@@ -64,10 +64,9 @@ MANY = Variant("cpu-many", "cpu", _regime.MANY)
 #: those of the CPU in their place, to try the gates themselves.
 GPU_KERNELS = {
     "cuda": (Variant("cuda-few", "cuda", _regime.FEW, "cuda", _regime.few_limit),),
-    "triton": (
-        Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),
-        Variant("triton-many", "triton", _regime.MANY, "cuda"),
-    ),
+    "triton": (Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),),
+    # On the CPU, in a process where TRITON_INTERPRET=1 is set before triton is imported.
+    "triton-interpreted": (Variant("triton-few", "triton", most_centres=_regime.few_limit),),
     "dry": (Variant("dry-few", "cpu", most_centres=_regime.few_limit), MANY),
 }
 #: `make gpu` names the backend whose gates it runs; without it the gates are those of the CPU.
@@ -75,7 +74,8 @@ GATES_OF = os.environ.get("CFAL_GATES_OF", "")
 KERNELS = GPU_KERNELS[GATES_OF] if GATES_OF else (FEW, MANY)
 
 needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
-_mark = pytest.mark.gpu if GATES_OF else needs_kernels
+_interpreted = GATES_OF == "triton-interpreted"
+_mark = needs_kernels if not GATES_OF else () if _interpreted else pytest.mark.gpu
 
 every_path = pytest.mark.parametrize(
     "path", [REFERENCE, *(pytest.param(p, marks=_mark) for p in KERNELS)], ids=str

@@ -184,10 +184,9 @@ def test_int32_targets_and_an_ignore_index_beyond_them(backend):
         cfal.cfal_loss(f, w, y.int(), ignore_index=2**32 + 9, backend=backend)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_absent_backends_say_why(backend):
-    with pytest.raises(RuntimeError, match=f"backend='{backend}' .*not built in this version"):
-        call(backend=backend)
+def test_absent_backends_say_why():
+    with pytest.raises(RuntimeError, match="backend='cuda' .*not built in this version"):
+        call(backend="cuda")
 
 
 class TestInference:
