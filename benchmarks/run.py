@@ -50,7 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", choices=sorted(SHAPES), default="full")
     parser.add_argument("--providers", default=",".join(PROVIDERS), help="separated by commas")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    which.add_argument(
+        "--only-memory",
+        action="store_true",
+        help="keep the other rows of --out; bytes, unlike times, do not mind a busy machine",
+    )
     parser.add_argument("--out", type=Path, default=table.RESULTS)
     parser.add_argument(
         "--readme", action="store_true", help="also put the table into README.md (from --out)"
@@ -62,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
 
     rows: list[dict[str, Any]] = []
+    if options.only_memory:
+        rows = [row for row in table.read(options.out) if row["metric"] != "peak_extra_bytes"]
     facts = environment(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         counter, why_not = None, "left out with --no-memory"
@@ -69,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
             counter, why_not = memory.build_counter(Path(folder))
         for index, case in enumerate(SHAPES[options.shapes]):
             begin = time.perf_counter()
-            for row in measure(case, names):
+            for row in () if options.only_memory else measure(case, names):
                 rows.append({**describe(case), **row, **facts})
             for name in names:
                 if case.features == "random" and name not in case.left_out:
