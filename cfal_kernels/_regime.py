@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FEW = 0
 MANY = 1
+NAMES = ("few", "many")
 
 #: Up to this many centres K = C * M the kernels by direct differences serve, above it those built
 #: on matrix products.

@@ -91,7 +91,7 @@ def choose(name: str, features: Tensor, prototypes: Tensor, regime: int) -> Back
     facts = (features.device.type, features.dtype, prototypes.dtype, regime)
     if name == "auto":
         for backend in BACKENDS.values():
-            if not backend.refuses(*facts) and not hardware.withheld(backend.name):
+            if not backend.refuses(*facts) and not hardware.withheld(backend.name, regime):
                 return backend
     check_name(name)
     reason = BACKENDS[name].refuses(*facts)
@@ -132,7 +132,7 @@ def run(
 def _why_slow(*facts: Any) -> str:
     """Why no kernels serve a call that `auto` leaves to the reference, for each that might have."""
     names = hardware.RECORDED if facts[0] == "cuda" else ("cpu",)
-    reasons = {n: BACKENDS[n].refuses(*facts) or hardware.withheld(n) for n in names}
+    reasons = {n: BACKENDS[n].refuses(*facts) or hardware.withheld(n, facts[-1]) for n in names}
     if len(reasons) == 1:
         return reasons.popitem()[1]
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -214,7 +214,7 @@ def explain(
             able = "the call asks for"
             withheld = ""
             if backend == "auto":
-                able, withheld = "auto prefers", hardware.withheld(name)
+                able, withheld = "auto prefers", hardware.withheld(name, regime)
             reason = other.refuses(*facts) or withheld
             reasons[name] = reason or f"it could, but {able} {serving.name}"
-    return Explanation(serving.name, "few" if regime == _regime.FEW else "many", reasons)
+    return Explanation(serving.name, _regime.NAMES[regime], reasons)

@@ -1,8 +1,9 @@
 """The hardware record: which backends have passed every gate on a real GPU, and where.
 
 No GPU kernel is chosen by `auto` on the strength of having compiled. `make gpu` runs the gates of a
-backend on a device and, if all of them pass, appends a `Pass` to ``hardware.json`` beside this
-file. The file is read once, when it is imported: the choice of a backend asks no device anything.
+backend on a device and appends a `Pass` to ``hardware.json`` beside this file, for the regimes (few
+or many prototypes) all of whose gates passed. The file is read once, when this module is imported:
+the choice of a backend asks no device anything.
 This module needs no torch.
 """
 
@@ -13,6 +14,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import _regime
+
 FILE = Path(__file__).with_name("hardware.json")
 
 #: The backends that need a pass before `auto` takes them. Those of the CPU run in every CI.
@@ -21,9 +24,10 @@ RECORDED = ("cuda", "triton")
 
 @dataclass(frozen=True)
 class Pass:
-    """One run in which a backend passed every gate on a device.
+    """One run in which kernels of a backend passed every gate on a device.
 
     Attributes:
+        regimes: which kernels passed: "few", "many" or both.
         gpu: name of the device.
         compute_capability: as in "9.0".
         driver: version of the driver.
@@ -36,6 +40,7 @@ class Pass:
         skipped: number of tests skipped.
     """
 
+    regimes: tuple[str, ...]
     gpu: str
     compute_capability: str
     driver: str
@@ -51,7 +56,7 @@ class Pass:
         return (
             f"{self.gpu} (compute capability {self.compute_capability}), driver {self.driver}, "
             f"torch {self.torch}, {self.toolchain}, commit {self.commit}, {self.date}: "
-            f"{self.passed} gates passed"
+            f"{self.passed} gates of {' and '.join(self.regimes)} prototypes passed"
         )
 
 
@@ -68,9 +73,14 @@ def read(path: Path = FILE) -> dict[str, tuple[Pass, ...]]:
     except ValueError as error:
         raise ValueError(f"{path} is no hardware record: {error}") from None
     try:
-        return {name: tuple(Pass(**entry) for entry in contents.get(name, ())) for name in RECORDED}
+        return {name: tuple(map(_entry, contents.get(name, ()))) for name in RECORDED}
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is no hardware record: {error}") from None
+
+
+def _entry(plain: dict) -> Pass:
+    entry = Pass(**plain)
+    return dataclasses.replace(entry, regimes=tuple(entry.regimes))
 
 
 def append(backend: str, entry: Pass, path: Path = FILE) -> None:
@@ -93,14 +103,17 @@ def append(backend: str, entry: Pass, path: Path = FILE) -> None:
 passes = read()
 
 
-def withheld(backend: str) -> str:
-    """Why `auto` does not take a backend that could serve, or "" if it may.
+def withheld(backend: str, regime: int) -> str:
+    """Why `auto` does not take a backend that could serve a call of this regime, or "" if it may.
 
     Example:
-        >>> withheld("cpu")
+        >>> withheld("cpu", _regime.FEW)
         ''
     """
-    if backend not in RECORDED or passes[backend]:
+    if backend not in RECORDED:
+        return ""
+    name = _regime.NAMES[regime]
+    if any(name in entry.regimes for entry in passes[backend]):
         return ""
     return (
         f"it could serve, but has not passed on real hardware yet; backend={backend!r} asks for "

@@ -1,4 +1,4 @@
-"""Runs the gates of one backend on the device and, if all of them pass, records the pass.
+"""Runs the gates of one backend on the device, and records the regimes that passed all of theirs.
 
     python gpu/gates.py triton          every gate that marks itself `gpu`
     python gpu/gates.py dry -k tiles    the same machinery on the CPU, in a selection
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = [x for x in outcomes.values() if x["outcome"] == "failed"]
     complete = finished and status == 0 and not failed
     whole = not options.select and tuple(options.tests) == TESTS
-    if complete and whole and options.backend != "dry":
+    if finished and status in (0, 1) and whole and options.backend != "dry":
         record(options.backend, outcomes, facts, out)
     if complete:
         return 0
@@ -184,14 +184,32 @@ def report(outcomes: dict[str, dict[str, Any]], finished: bool) -> None:
     print(counts + ("" if finished else "; cut off before the end"))
 
 
+def regimes_passed(backend: str, outcomes: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The regimes that passed something and failed nothing; a failure of neither is one of both."""
+    names = {regime: f"{backend}-{regime}" for regime in ("few", "many")}
+
+    def found(outcome: str, name: str) -> bool:
+        return any(e["outcome"] == outcome and name in e["id"] for e in outcomes.values())
+
+    failed = [e["id"] for e in outcomes.values() if e["outcome"] == "failed"]
+    if any(not any(name in test for name in names.values()) for test in failed):
+        return ()
+    passed = (regime for regime, name in names.items() if found("passed", name))
+    return tuple(regime for regime in passed if not found("failed", names[regime]))
+
+
 def record(backend: str, outcomes: dict, facts: dict[str, Any], out: Path) -> None:
-    """Writes the pass into the package's record, and a copy of the record into the results."""
+    """Writes a pass into the package's record, and a copy of the record into the results."""
     from cfal_kernels import hardware
 
+    regimes = regimes_passed(backend, outcomes)
+    if not regimes:
+        return
     count = collections.Counter(entry["outcome"] for entry in outcomes.values())
     toolchain = {"cuda": f"CUDA {facts['cuda']}", "triton": f"triton {facts['packages']['triton']}"}
     names = ("gpu", "compute_capability", "driver", "torch", "commit", "sources", "date")
     entry = hardware.Pass(
+        regimes=regimes,
         **{name: facts[name] for name in names},
         toolchain=toolchain[backend],
         passed=count["passed"],

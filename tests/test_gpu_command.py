@@ -151,6 +151,23 @@ class TestOutcomes:
         assert list(module("gates").read(path, ["s"])[0]) == ["a"]
 
 
+class TestRegimes:
+    def passed(self, module, **outcomes) -> tuple[str, ...]:
+        names = {"few": "t[triton-few]", "few2": "u[triton-few-f32]", "many": "t[triton-many]"}
+        table = {k: {"id": names.get(k, k), "outcome": v} for k, v in outcomes.items()}
+        return module("gates").regimes_passed("triton", table)
+
+    def test_each_stands_for_itself(self, module):
+        assert self.passed(module, few="passed", many="passed") == ("few", "many")
+        assert self.passed(module, few="passed", few2="failed", many="passed") == ("many",)
+
+    def test_what_did_not_run_has_not_passed(self, module):
+        assert self.passed(module, few="passed", many="skipped") == ("few",)
+
+    def test_a_failure_of_neither_is_one_of_both(self, module):
+        assert self.passed(module, few="passed", many="passed", file="failed") == ()
+
+
 def rows(**numbers: dict[str, float]) -> list[dict[str, str]]:
     """CSV rows of one case from {provider: {metric: median}}."""
     common = {"kernel": "cfal_loss", "B": "32", "C": "9", "D": "128", "dtype": "float32"}

@@ -11,9 +11,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cfal_kernels as cfal
-from cfal_kernels import backends, hardware
+from cfal_kernels import _regime, backends, hardware
 
 ENTRY = hardware.Pass(
+    regimes=("few", "many"),
     gpu="Some GPU",
     compute_capability="9.0",
     driver="580.1",
@@ -41,10 +42,10 @@ def record(monkeypatch, *names: str) -> None:
     monkeypatch.setattr(hardware, "passes", passes)
 
 
-def explain(**keywords) -> backends.Explanation:
+def explain(classes: int = 3, **keywords) -> backends.Explanation:
     """Of tensors on a GPU that need not exist."""
     with FakeTensorMode():
-        f, w = torch.empty(4, 8, device="cuda"), torch.empty(3, 8, device="cuda")
+        f, w = torch.empty(4, 8, device="cuda"), torch.empty(classes, 8, device="cuda")
         return cfal.explain(f, w, **keywords)
 
 
@@ -81,7 +82,16 @@ class TestAuto:
 
     def test_backends_of_the_cpu_need_no_pass(self, monkeypatch):
         record(monkeypatch)
-        assert not hardware.withheld("cpu") and not hardware.withheld("reference")
+        for regime in (_regime.FEW, _regime.MANY):
+            assert not hardware.withheld("cpu", regime)
+            assert not hardware.withheld("reference", regime)
+
+    @pytest.mark.parametrize("classes,backend", [(3, "triton"), (65, "reference")])
+    def test_a_pass_counts_for_its_own_regime(self, monkeypatch, classes, backend):
+        serves(monkeypatch, "triton")
+        only_few = dataclasses.replace(ENTRY, regimes=("few",))
+        monkeypatch.setattr(hardware, "passes", {"cuda": (), "triton": (only_few,)})
+        assert explain(classes).backend == backend
 
 
 def test_an_explicit_backend_needs_no_pass(monkeypatch):
