@@ -1,7 +1,7 @@
 """What the device gates share. Importing it skips the importing file where no gates were asked for.
 
-A dry run (CFAL_GATES_OF=dry) sends everything to the kernels of the CPU: it shows that a gate is
-sound, not that a GPU passes it.
+A dry run sends everything to kernels on the CPU, its own (CFAL_GATES_OF=dry) or interpreted ones
+(triton-interpreted): it shows that a gate is sound, not that a GPU passes it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from support_kernels import GATES_OF, KERNELS, Sample, Variant
 if not GATES_OF:
     pytest.skip("needs a GPU: make gpu runs it", allow_module_level=True)
 
-DRY = GATES_OF == "dry"
-DEVICE = "cpu" if DRY else "cuda"
+DEVICE = KERNELS[0].device
+DRY = DEVICE == "cpu"
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (F32, F64, F16, BF16)
 

@@ -80,9 +80,9 @@ sys.path.insert(0, sys.argv[3])
 import cfal_kernels as cfal
 from support import forced_regime
 
-backend, regime, value, stage = sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[5]
+backend, device, regime, value, stage = sys.argv[1:3] + sys.argv[4:7]
+regime, value = int(regime), int(value)
 classes = 9 if regime == 0 else 150
-device = "cpu" if backend == "cpu" else "cuda"
 arena = torch.full((1 << 20,), 7.0, device=device)  # everything lies side by side in one block
 f = arena[1000:1000 + 33 * 40].view(33, 40).normal_().requires_grad_()
 w = torch.randn(classes, 1, 40, device=device, requires_grad=True)
@@ -103,7 +103,7 @@ print("untouched", bool((edges == 7.0).all()))
 
 def outcome(path, value: int, stage: str) -> subprocess.CompletedProcess:
     tests = str(Path(__file__).parents[1])
-    arguments = [path.backend, str(path.regime), tests, str(value), stage]
+    arguments = [path.backend, path.device, tests, str(path.regime), str(value), stage]
     return subprocess.run(
         [sys.executable, "-c", OUT_OF_RANGE, *arguments],
         capture_output=True, text=True, timeout=140, env=same_package(CUDA_LAUNCH_BLOCKING="0"),
