@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 
-from machine import ROOT, find_tool
+from machine import ROOT, find_tool, gpu_facts
 
 BUILT = ROOT / "build" / "gpu" / "lib"
 LIB = ROOT / "cfal_kernels" / "_lib"
@@ -24,6 +24,9 @@ def main() -> int:
     environment = {**os.environ, "CFAL_BUILD": os.environ.get("GPU_BUILD", "auto")}
     if nvcc := find_tool("nvcc"):
         environment.setdefault("CUDACXX", nvcc)
+    if capability := gpu_facts().get("compute_capability"):
+        # For this machine's GPU alone: the other architectures cost time and run nowhere here.
+        environment.setdefault("CFAL_CUDA_ARCHS", capability.replace(".", ""))
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(BUILT)]
     done = subprocess.run(command, cwd=ROOT, env=environment)
     record = BUILT / "cfal_kernels" / "_lib" / "build.json"
