@@ -144,10 +144,14 @@ def flip(images: torch.Tensor, rows: torch.Tensor, seed: int, epoch: int) -> tor
         seed: of the augmentation.
         epoch: from 0.
     """
-    bits = torch.from_numpy(_hash(seed, epoch, rows.cpu().numpy(), stream=1).view(np.int64))
-    bits = bits.to(images.device).view(-1, 1, 1, 1)
-    images = torch.where((bits & 1).bool(), images.flip(3), images)
-    return torch.where((bits & 2).bool(), images.flip(2), images)
+    choice = _hash(seed, epoch, rows.cpu().numpy(), stream=1) & np.uint64(3)
+    result = images.clone()
+    # Gathering the images of one kind moves each byte once, in pieces too small to be divided among
+    # threads; torch.where over the batch costs as much and waits for all of them.
+    for kind, axes in ((1, (3,)), (2, (2,)), (3, (2, 3))):
+        some = torch.from_numpy(np.flatnonzero(choice == kind)).to(images.device)
+        result[some] = images[some].flip(axes)
+    return result
 
 
 class Normalise(nn.Module):
