@@ -98,6 +98,18 @@ def test_flips_yield_all_four_variants_and_nothing_else():
     assert all(abs(count - 500) < 80 for count in seen)  # four standard deviations of 19.4
 
 
+def test_flips_are_the_same_in_any_memory_and_dtype(data: ImageSet):
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2)
+    rows = torch.arange(len(data))
+    expected = flip(images, rows, 0, 0)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(flip(images.contiguous(), rows, 0, 0), expected)
+    assert torch.equal(flip(images.float(), rows, 0, 0), expected.float())
+    before = images.clone()
+    flip(images, rows, 0, 1)
+    assert torch.equal(images, before)
+
+
 def test_flips_are_independent_of_the_order():
     """Row order of an epoch must not tell which images are flipped."""
     rows = np.arange(4000)

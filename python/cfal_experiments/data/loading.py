@@ -7,6 +7,7 @@ a checkpoint would have to carry, and the number of loader processes or ranks ch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,8 @@ class CachedImages(Dataset):
     """
 
     def __init__(self, data: ImageSet, rows: np.ndarray) -> None:
-        self.data = data
+        self.images = np.asarray(data.images)  # still mapped, without the subclass's own cost
+        self.labels = data.labels
         self.rows = np.asarray(rows, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -53,8 +55,8 @@ class CachedImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """One batch: a gather from the mapped file, without a copy per image."""
         rows = self.rows[np.asarray(indices)]
-        images = torch.from_numpy(self.data.images[rows]).permute(0, 3, 1, 2)
-        return Batch(images, torch.from_numpy(self.data.labels[rows]), torch.from_numpy(rows))
+        images = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
+        return Batch(images, torch.from_numpy(self.labels[rows]), torch.from_numpy(rows))
 
 
 class EpochOrder(Sampler[int]):
@@ -144,13 +146,18 @@ def flip(images: torch.Tensor, rows: torch.Tensor, seed: int, epoch: int) -> tor
         seed: of the augmentation.
         epoch: from 0.
     """
-    choice = _hash(seed, epoch, rows.cpu().numpy(), stream=1) & np.uint64(3)
-    result = images.clone()
-    # Gathering the images of one kind moves each byte once, in pieces too small to be divided among
-    # threads; torch.where over the batch costs as much and waits for all of them.
-    for kind, axes in ((1, (3,)), (2, (2,)), (3, (2, 3))):
-        some = torch.from_numpy(np.flatnonzero(choice == kind)).to(images.device)
-        result[some] = images[some].flip(axes)
+    kinds = _hash(seed, epoch, rows.cpu().numpy(), stream=1) & np.uint64(3)
+    mirrored = images.flip(3)  # of bytes in channels-last memory: vector code of torch
+    if images.device.type != "cpu":
+        bits = torch.from_numpy(kinds.astype(np.uint8)).to(images.device).view(-1, 1, 1, 1)
+        images = torch.where((bits & 1).bool(), mirrored, images)
+        return torch.where((bits & 2).bool(), images.flip(2), images)
+    # One copy an image, in rows: a fraction of what torch's operations on the batch cost to start.
+    result = torch.empty_like(images)
+    target, sources = result.numpy(), (images.numpy(), mirrored.numpy())
+    for number, kind in enumerate(kinds.tolist()):
+        image = sources[kind & 1][number]
+        target[number] = image[:, ::-1] if kind & 2 else image
     return result
 
 
@@ -167,14 +174,15 @@ class Normalise(nn.Module):
 
     def __init__(self, normalisation: Normalisation) -> None:
         super().__init__()
-        mean = torch.tensor(normalisation.mean, dtype=torch.float32).view(1, -1, 1, 1)
-        std = torch.tensor(normalisation.std, dtype=torch.float32).view(1, -1, 1, 1)
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        mean = torch.tensor(normalisation.mean, dtype=torch.float64).view(1, -1, 1, 1)
+        std = torch.tensor(normalisation.std, dtype=torch.float64).view(1, -1, 1, 1)
+        # (x - mean) / std as shift + x scale: one pass over the float32 values instead of two.
+        self.register_buffer("shift", (-mean / std).float())
+        self.register_buffer("scale", (1 / std).float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`[B, channels, height, width]` uint8 to float32 of the same memory format."""
-        return images.to(torch.float32).sub_(self.mean).div_(self.std)
+        return torch.addcmul(self.shift, images.to(torch.float32), self.scale)
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -182,14 +190,20 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _hash(seed: int, epoch: int, rows: np.ndarray, stream: int = 0) -> np.ndarray:
-    """64 well-mixed bits per row: the finaliser of SplitMix64 over a counter.
+    """64 well-mixed bits per row: the finaliser of SplitMix64 over a counter, modulo 2^64."""
+    first, second = _key(seed, epoch, stream)
+    x = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x ^= first
+    x += second
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
-    The key of (seed, epoch, stream) comes from NumPy's SeedSequence, whose output is fixed.
-    """
-    key = np.random.SeedSequence((seed, epoch, stream)).generate_state(2, np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        x = (rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ key[0]
-        x += key[1]
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+
+@lru_cache(maxsize=8)
+def _key(seed: int, epoch: int, stream: int) -> np.ndarray:
+    """Two words from NumPy's SeedSequence, whose output is fixed."""
+    return np.random.SeedSequence((seed, epoch, stream)).generate_state(2, np.uint64)
