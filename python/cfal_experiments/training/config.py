@@ -169,7 +169,7 @@ class TrainingConfig:
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     compile: bool = False
     gradient_clip: float | None = None
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     threads: int | None = None
     first_batches: int = 2048

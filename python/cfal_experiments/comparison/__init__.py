@@ -1,0 +1,1 @@
+"""Several configurations, each with several seeds, side by side."""

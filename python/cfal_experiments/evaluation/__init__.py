@@ -1,0 +1,1 @@
+"""Evaluation: scores of saved or fresh predictions, plots, ensembles."""
