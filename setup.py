@@ -4,7 +4,8 @@ Sources and flags stand in CMakeLists.txt. The outcome goes to cfal_kernels/_lib
 where `cfal_kernels.explain` and `cfal_kernels.build_info` tell why an object is missing.
 
 Environment: CFAL_BUILD=auto|none|cpu|cuda, CFAL_TORCH_DIR (the torch package to build against,
-where the search does not find it), CXX, MAX_JOBS, and CFAL_CMAKE_ARGS (added to CMake's command).
+where the search does not find it), CXX, CUDACXX, CFAL_CUDA_ARCHS (as in "80;90"), MAX_JOBS, and
+CFAL_CMAKE_ARGS (added to CMake's command).
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "none", "cpu", "cuda")
 TORCH_CPU = "cfal_torch_cpu"
+TORCH_CUDA = "cfal_torch_cuda"
 NUMPY_DOOR = "_numpy_door"
-OPTIONS = {TORCH_CPU: "CFAL_TORCH_CPU", NUMPY_DOOR: "CFAL_NUMPY_DOOR"}
+OPTIONS = {
+    TORCH_CPU: "CFAL_TORCH_CPU",
+    TORCH_CUDA: "CFAL_TORCH_CUDA",
+    NUMPY_DOOR: "CFAL_NUMPY_DOOR",
+}
 OLDEST_TORCH = (2, 10)
+OLDEST_NVCC = (12, 8)  # the first that knows sm_100
 GIB_PER_JOB = 2
 
 NO_TORCH = (
@@ -39,18 +46,12 @@ NO_TORCH = (
     "install --force-reinstall --no-deps (a tool that builds in an environment of its own, as uv "
     "and build do, needs --no-build-isolation, or CFAL_TORCH_DIR=<site-packages>/torch)"
 )
-NO_CUDA = (
-    "CFAL_BUILD=cuda: the CUDA operators come with the GPU kernels, which this release does not "
-    "hold yet; use auto or cpu"
-)
 
 
 def build_mode() -> str:
     mode = os.environ.get("CFAL_BUILD") or "auto"
     if mode not in MODES:
         sys.exit(f"error: CFAL_BUILD={mode!r} is none of {', '.join(MODES)}")
-    if mode == "cuda":
-        sys.exit(f"error: {NO_CUDA}")
     return mode
 
 
@@ -134,6 +135,43 @@ def find_compiler() -> tuple[str | None, str]:
     return None, "no C++ compiler found at build time (looked for c++, g++, clang++ and $CXX)"
 
 
+def find_nvcc() -> tuple[str | None, str]:
+    """The CUDA compiler, or None and the reason."""
+    named = os.environ.get("CUDACXX")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [named] if named else ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    for candidate in candidates:
+        nvcc = shutil.which(candidate)
+        if nvcc is None:
+            continue
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+        found = re.search(r"release (\d+)\.(\d+)", done.stdout)
+        if found and (int(found[1]), int(found[2])) >= OLDEST_NVCC:
+            return nvcc, ""
+        version = f"{found[1]}.{found[2]}" if found else "of unknown version"
+        oldest = ".".join(map(str, OLDEST_NVCC))
+        return None, f"{nvcc} is of CUDA {version}; CUDA {oldest} or newer is needed"
+    where = f"CUDACXX={named} is not there" if named else "install the CUDA toolkit, or set CUDACXX"
+    return None, f"no nvcc found at build time; {where}"
+
+
+def torch_is_for_cuda(torch: Path) -> bool:
+    """Whether the torch package in this directory is a CUDA build."""
+    text = (torch / "version.py").read_text()
+    return re.search(r"(?m)^cuda\b[^=]*=\s*['\"]", text) is not None
+
+
+def cuda_architectures() -> str | None:
+    """CFAL_CUDA_ARCHS as CMake takes it, or None for its default."""
+    text = os.environ.get("CFAL_CUDA_ARCHS")
+    if not text:
+        return None
+    archs = re.split(r"[;, ]+", text.strip())
+    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in archs):
+        sys.exit(f"error: CFAL_CUDA_ARCHS={text!r} is no list of architectures such as '80;90'")
+    return ";".join(archs)
+
+
 def jobs() -> int:
     """Compiler processes at once: the least of the cores, MAX_JOBS, and what fits the memory."""
     count = os.cpu_count() or 1
@@ -202,14 +240,14 @@ class NativeBuild:
         """Fills `wanted`; whatever cannot be built here gets its reason."""
         reasons = self.record["reasons"]
         if self.record["mode"] == "none":
-            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = "the package was built with CFAL_BUILD=none"
+            reasons.update(dict.fromkeys(OPTIONS, "the package was built with CFAL_BUILD=none"))
             return
         compiler, reason = find_compiler()
         cmake = find_program("cmake")
         if compiler and not cmake:
             reason = "no CMake found; pip install cmake ninja"
         if reason:
-            reasons[TORCH_CPU] = reasons[NUMPY_DOOR] = reason
+            reasons.update(dict.fromkeys(OPTIONS, reason))
             return
         self.cmake = cmake
         self.arguments.append(f"-DCMAKE_CXX_COMPILER={shutil.which(compiler) or compiler}")
@@ -219,8 +257,9 @@ class NativeBuild:
         if torch:
             self.record["torch_headers"] = note
             self.want(TORCH_CPU, f"-DCFAL_TORCH_DIR={torch}")
+            self.plan_cuda(torch)
         else:
-            reasons[TORCH_CPU] = note
+            reasons[TORCH_CPU] = reasons[TORCH_CUDA] = note
         if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
             reasons[NUMPY_DOOR] = "no Python.h; install the headers of Python (python3-dev)"
         elif importlib.util.find_spec("pybind11") is None:
@@ -231,6 +270,26 @@ class NativeBuild:
             self.want(NUMPY_DOOR, f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
         self.arguments += shlex.split(os.environ.get("CFAL_CMAKE_ARGS", ""))
 
+    def plan_cuda(self, torch: Path) -> None:
+        """Wants the CUDA operators where they can be built, and loaded unless asked for."""
+        reasons, mode = self.record["reasons"], self.record["mode"]
+        if mode == "cpu":
+            reasons[TORCH_CUDA] = "the package was built with CFAL_BUILD=cpu"
+            return
+        if mode == "auto" and not torch_is_for_cuda(torch):
+            reasons[TORCH_CUDA] = (
+                f"torch {self.record['torch_headers']} is a build without CUDA, which could not "
+                f"load it; CFAL_BUILD=cuda compiles it all the same"
+            )
+            return
+        nvcc, reason = find_nvcc()
+        if nvcc is None:
+            reasons[TORCH_CUDA] = reason
+            return
+        archs = cuda_architectures()
+        chosen = [f"-DCFAL_CUDA_ARCHS={archs}"] if archs else []
+        self.want(TORCH_CUDA, f"-DCMAKE_CUDA_COMPILER={nvcc}", *chosen)
+
     def want(self, target: str, *arguments: str) -> None:
         self.wanted.append(target)
         self.arguments += [f"-D{OPTIONS[target]}=ON", *arguments]
@@ -238,7 +297,7 @@ class NativeBuild:
     @property
     def work(self) -> Path:
         """CMake's directory: one for each set of choices that its cache cannot change."""
-        fixed = [a for a in self.arguments if a.startswith(("-G", "-DCMAKE_CXX_COMPILER"))]
+        fixed = [a for a in self.arguments if a.startswith(("-G", "-DCMAKE_CXX_", "-DCMAKE_CUDA_"))]
         key = zlib.crc32(repr([fixed, os.environ.get("CFAL_CMAKE_ARGS")]).encode())
         name = f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}-{key:08x}"
         return (self.build_base / name).resolve()
@@ -294,9 +353,10 @@ class NativeBuild:
     def missing(self) -> str | None:
         """The first object that CFAL_BUILD asked for and that is not there, with the reason."""
         reasons = self.record["reasons"]
-        if self.record["mode"] == "cpu":
+        asked = {"cpu": [TORCH_CPU], "cuda": [TORCH_CPU, TORCH_CUDA]}.get(self.record["mode"])
+        if asked:
             # The NumPy door is asked for only where Python.h and pybind11 are there.
-            for target in dict.fromkeys([TORCH_CPU, *self.wanted]):
+            for target in dict.fromkeys([*asked, *self.wanted]):
                 if target in reasons:
                     return f"{target} was not built: {reasons[target]}"
         return None
@@ -318,7 +378,7 @@ class BuildPackage(build_py):
         if not native.missing():
             native.run(base / "cfal_kernels" / "_lib")
         if missing := native.missing():
-            sys.exit(f"error: CFAL_BUILD=cpu, but {missing}")
+            sys.exit(f"error: CFAL_BUILD={native.record['mode']}, but {missing}")
         reasons = native.record["reasons"]
         if reasons and native.record["mode"] != "none":
             for target, reason in reasons.items():

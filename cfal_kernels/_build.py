@@ -8,6 +8,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "_lib"
 TORCH_CPU = "cfal_torch_cpu"
+TORCH_CUDA = "cfal_torch_cuda"
 NUMPY_DOOR = "_numpy_door"
 
 

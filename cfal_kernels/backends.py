@@ -40,7 +40,16 @@ def _cpu_refuses(device: str, features: torch.dtype, prototypes: torch.dtype, re
 
 
 def _cuda_refuses(device: str, features: torch.dtype, prototypes: torch.dtype, regime: int) -> str:
-    return "the CUDA kernels are not built in this version"
+    if ops.cuda_unavailable:
+        return ops.cuda_unavailable
+    if device != "cuda":
+        return f"the tensors are on {device}, not on a CUDA device"
+    if regime != _regime.FEW:
+        return (
+            f"the CUDA kernels serve up to {_regime.few_limit} prototypes (classes times centres); "
+            f"more are served on the GPU by the Triton kernels only"
+        )
+    return ""
 
 
 def _reference_refuses(

@@ -29,7 +29,7 @@ def build_info() -> dict[str, Any]:
         >>> build_info()["backends"]["cpu"]
         'available'
     """
-    names = (_build.TORCH_CPU, _build.NUMPY_DOOR)
+    names = (_build.TORCH_CPU, _build.TORCH_CUDA, _build.NUMPY_DOOR)
     paths = {name: _build.find(name) for name in names}
     facts, door = _numpy_door()
     version, backends = _torch()

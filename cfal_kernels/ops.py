@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ class Operators(NamedTuple):
 
 #: Why the compiled CPU operators are absent, or "" when they are loaded.
 unavailable: str = ""
+#: Why the operators have no kernels for CUDA tensors, or "" when they have.
+cuda_unavailable: str = ""
 #: `torch.ops.cfal.forward.default` and `.backward.default`, or None when the library is absent.
 forward = None
 backward = None
@@ -53,12 +56,8 @@ def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
     return kept * (prototypes + _ROW_STATE) + _SCALARS + matrix
 
 
-def _load() -> str:
-    """Loads the CPU library and returns why it could not, or ""."""
-    global forward, backward, compiled
-    library = _build.find(_build.TORCH_CPU)
-    if library is None:
-        return _build.why_missing(_build.TORCH_CPU)
+def _load_library(library: Path) -> str:
+    """Loads a shared object of operators and returns why it could not, or ""."""
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
@@ -66,6 +65,33 @@ def _load() -> str:
             f"{library.name} does not load under torch {torch.__version__} (2.10 or newer is "
             f"needed): {str(error).splitlines()[0]}"
         )
+    return ""
+
+
+def _load_cuda() -> str:
+    """Adds the kernels for CUDA tensors to the operators and returns why it could not, or "".
+
+    The schemas are the CPU library's: it comes out of every build that the CUDA library comes out
+    of, so nothing is gained by a definition in both.
+    """
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    library = _build.find(_build.TORCH_CUDA)
+    if library is None:
+        return _build.why_missing(_build.TORCH_CUDA)
+    if unavailable:
+        return f"{library.name} adds to operators that are not there: {unavailable}"
+    return _load_library(library)
+
+
+def _load() -> str:
+    """Loads the CPU library and returns why it could not, or ""."""
+    global forward, backward, compiled
+    library = _build.find(_build.TORCH_CPU)
+    if library is None:
+        return _build.why_missing(_build.TORCH_CPU)
+    if reason := _load_library(library):
+        return reason
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default
     compiled = Operators(forward, backward)
@@ -122,3 +148,4 @@ def _fake_backward(
 
 
 unavailable = _load()
+cuda_unavailable = _load_cuda()

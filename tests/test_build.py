@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -31,8 +32,8 @@ def record() -> dict:
 
 def test_record_tells_what_was_built(record):
     assert record["version"] == cfal_kernels.__version__
-    assert record["mode"] in ("auto", "none", "cpu")
-    names = {"cfal_torch_cpu", "_numpy_door"}
+    assert record["mode"] in ("auto", "none", "cpu", "cuda")
+    names = {"cfal_torch_cpu", "cfal_torch_cuda", "_numpy_door"}
     assert set(record["objects"]) | set(record["reasons"]) == names
     assert not set(record["objects"]) & set(record["reasons"])
     for name in record["objects"].values():
@@ -130,13 +131,14 @@ class TestModes:
         done = _plan(tmp_path, CFAL_BUILD="none")
         assert done.returncode == 0 and "not built" not in done.stderr
         record = json.loads((tmp_path / "out/cfal_kernels/_lib/build.json").read_text())
-        assert set(record["reasons"]) == {"cfal_torch_cpu", "_numpy_door"}
+        names = {"cfal_torch_cpu", "cfal_torch_cuda", "_numpy_door"}
+        assert set(record["reasons"]) == names
 
     @pytest.mark.parametrize(
         ("env", "message"),
         [
             ({"CFAL_BUILD": "fast"}, "CFAL_BUILD='fast' is none of auto, none, cpu, cuda"),
-            ({"CFAL_BUILD": "cuda"}, "come with the GPU kernels"),
+            ({"CFAL_BUILD": "cuda"}, "CFAL_BUILD=cuda, but cfal_torch_cpu was not built"),
             ({"CFAL_TORCH_DIR": "/nonexistent", "CXX": sys.executable}, "CFAL_TORCH_DIR"),
         ],
     )
@@ -154,3 +156,67 @@ def test_an_unbuilt_checkout_says_what_to_do(monkeypatch):
     monkeypatch.setattr(_build, "FOLDER", ROOT / "cfal_kernels" / "_lib")
     reason = _build.why_missing("cfal_torch_cpu")
     assert str(ROOT) in reason and "make install" in reason
+
+
+@in_checkout
+class TestCudaPlan:
+    """What setup.py decides about the CUDA operators, from a torch and an nvcc made up here."""
+
+    @pytest.fixture
+    def setup(self, monkeypatch):
+        pytest.importorskip("setuptools")
+        spec = importlib.util.spec_from_file_location("setup_under_test", ROOT / "setup.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setattr("setuptools.setup", lambda **_: None)
+        spec.loader.exec_module(module)
+        for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "CFAL_CUDA_ARCHS"):
+            monkeypatch.delenv(name, raising=False)
+        return module
+
+    def plan(self, setup, tmp_path, mode, cuda: str):
+        (tmp_path / "version.py").write_text(f"__version__ = '2.11.0'\ncuda: str = {cuda}\n")
+        build = setup.NativeBuild(mode, "0.1.0", tmp_path)
+        build.record["torch_headers"] = "2.11.0"
+        build.plan_cuda(tmp_path)
+        return build
+
+    def nvcc(self, tmp_path, monkeypatch, release: str):
+        tool = tmp_path / "nvcc"
+        tool.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V'\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("CUDACXX", str(tool))
+        return str(tool)
+
+    def test_cpu_builds_leave_it_out(self, setup, tmp_path):
+        build = self.plan(setup, tmp_path, "cpu", "'13.0'")
+        assert not build.wanted and "CFAL_BUILD=cpu" in build.record["reasons"]["cfal_torch_cuda"]
+
+    def test_auto_needs_a_torch_that_can_load_it(self, setup, tmp_path, monkeypatch):
+        nvcc = self.nvcc(tmp_path, monkeypatch, "13.0")
+        build = self.plan(setup, tmp_path, "auto", "None")
+        assert not build.wanted
+        assert "build without CUDA" in build.record["reasons"]["cfal_torch_cuda"]
+        build = self.plan(setup, tmp_path, "auto", "'13.0'")
+        assert build.wanted == ["cfal_torch_cuda"] and not build.record["reasons"]
+        assert f"-DCMAKE_CUDA_COMPILER={nvcc}" in build.arguments
+        assert self.plan(setup, tmp_path, "cuda", "None").wanted == ["cfal_torch_cuda"]
+
+    def test_missing_or_old_nvcc_is_a_reason(self, setup, tmp_path, monkeypatch):
+        monkeypatch.setenv("CUDACXX", "/nonexistent/nvcc")
+        build = self.plan(setup, tmp_path, "auto", "'13.0'")
+        assert build.missing() is None and not build.wanted
+        assert "/nonexistent/nvcc is not there" in build.record["reasons"]["cfal_torch_cuda"]
+        asked = self.plan(setup, tmp_path, "cuda", "'13.0'").missing()
+        assert asked.startswith("cfal_torch_cuda was not built: no nvcc")
+        self.nvcc(tmp_path, monkeypatch, "11.8")
+        reason = self.plan(setup, tmp_path, "auto", "'13.0'").record["reasons"]["cfal_torch_cuda"]
+        assert "is of CUDA 11.8; CUDA 12.8 or newer is needed" in reason
+
+    def test_architectures(self, setup, tmp_path, monkeypatch):
+        self.nvcc(tmp_path, monkeypatch, "13.0")
+        monkeypatch.setenv("CFAL_CUDA_ARCHS", "90 100")
+        build = self.plan(setup, tmp_path, "auto", "'13.0'")
+        assert "-DCFAL_CUDA_ARCHS=90;100" in build.arguments
+        monkeypatch.setenv("CFAL_CUDA_ARCHS", "hopper")
+        with pytest.raises(SystemExit, match="CFAL_CUDA_ARCHS='hopper' is no list"):
+            self.plan(setup, tmp_path, "auto", "'13.0'")

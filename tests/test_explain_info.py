@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import cfal_kernels as cfal
-from cfal_kernels import _build, _regime, ops
+from cfal_kernels import _build, _regime, backends, ops
 from support import problem
 
+_CUDA_ELSEWHERE = "the tensors are on cpu, not on a CUDA device"
 BLOCK_TORCH = "import sys; sys.modules['torch'] = None\n"
 
 
@@ -27,7 +28,7 @@ class TestExplain:
         answer = cfal.explain(f, w)
         assert answer.backend == ("reference" if ops.unavailable else "cpu")
         assert set(answer.reasons) == {"cuda", "triton", "cpu", "reference"} - {answer.backend}
-        assert "not built in this version" in answer.reasons["cuda"]
+        assert answer.reasons["cuda"] == (ops.cuda_unavailable or _CUDA_ELSEWHERE)
         assert "TRITON_INTERPRET" in answer.reasons["triton"]
         for reason in answer.reasons.values():
             assert reason in str(answer)
@@ -40,8 +41,28 @@ class TestExplain:
     def test_explicit(self, backend):
         answer = cfal.explain(*problem(), backend=backend)
         assert answer.backend == backend
-        with pytest.raises(RuntimeError, match="not built in this version"):
+        with pytest.raises(RuntimeError, match="backend='cuda' cannot serve this call"):
             cfal.explain(*problem(), backend="cuda")
+
+    def test_cuda_serves_few_prototypes_alone(self, monkeypatch):
+        monkeypatch.setattr(ops, "cuda_unavailable", "")
+        facts = (torch.float32, torch.float32)
+        refuses = backends.BACKENDS["cuda"].refuses
+        assert refuses("cuda", *facts, _regime.FEW) == ""
+        assert refuses("cpu", *facts, _regime.FEW) == _CUDA_ELSEWHERE
+        assert "up to 64 prototypes" in refuses("cuda", *facts, _regime.MANY)
+        assert "Triton kernels only" in refuses("cuda", *facts, _regime.MANY)
+
+    def test_why_cuda_is_not_there(self, monkeypatch, tmp_path):
+        assert torch.version.cuda is not None or "build without CUDA" in ops._load_cuda()
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(_build, "FOLDER", tmp_path)
+        (tmp_path / "build.json").write_text('{"reasons": {"cfal_torch_cuda": "no nvcc"}}')
+        assert ops._load_cuda().endswith("not part of this build: no nvcc")
+        (tmp_path / "cfal_torch_cuda.so").write_text("no object")
+        assert "cfal_torch_cuda.so does not load under torch" in ops._load_cuda()
+        monkeypatch.setattr(ops, "unavailable", "no CPU operators")
+        assert "adds to operators that are not there: no CPU operators" in ops._load_cuda()
 
     @pytest.mark.parametrize(
         "classes,centres,regime", [(64, 1, "few"), (65, 1, "many"), (33, 2, "many")]

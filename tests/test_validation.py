@@ -185,7 +185,7 @@ def test_int32_targets_and_an_ignore_index_beyond_them(backend):
 
 
 def test_absent_backends_say_why():
-    with pytest.raises(RuntimeError, match="backend='cuda' .*not built in this version"):
+    with pytest.raises(RuntimeError, match="backend='cuda' cannot serve this call: "):
         call(backend="cuda")
 
 

@@ -5,11 +5,7 @@
 
 #include <math.h>
 
-#if defined(__CUDACC__)
-#define CFAL_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define CFAL_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 #ifndef CFAL_ISA
 #define CFAL_ISA baseline

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace cfal {
 
 enum class DType : int { kFloat16, kBFloat16, kFloat32, kFloat64 };
@@ -52,14 +54,14 @@ struct Problem {
   int64_t ignore_index = -100;
   Regime regime = Regime::kFew;
 
-  int64_t K() const { return C * M; }
+  CFAL_HOST_DEVICE int64_t K() const { return C * M; }
 
-  int64_t target_at(int64_t i) const {
+  CFAL_HOST_DEVICE int64_t target_at(int64_t i) const {
     return target_is_int32 ? static_cast<const int32_t*>(target)[i * target_stride]
                            : static_cast<const int64_t*>(target)[i * target_stride];
   }
 
-  double class_weight_at(int64_t c) const {
+  CFAL_HOST_DEVICE double class_weight_at(int64_t c) const {
     if (class_weights == nullptr) return 1.0;
     return class_weights_dtype == DType::kFloat64
                ? static_cast<const double*>(class_weights)[c * class_weights_stride]
@@ -67,8 +69,13 @@ struct Problem {
   }
 
   // The diversity term of two or fewer centres is identically 0: one pair equals its own mean.
-  bool has_diversity() const { return diversity_weight != 0.0 && K() > 2; }
+  CFAL_HOST_DEVICE bool has_diversity() const { return diversity_weight != 0.0 && K() > 2; }
 };
+
+// The compute type: float64 if features or prototypes are, else float32.
+inline bool computes_in_double(const Problem& p) {
+  return p.features.dtype == DType::kFloat64 || p.prototypes_dtype == DType::kFloat64;
+}
 
 // Whether every product of sizes that the kernels form stays far from overflow. Expanded views can
 // claim any size.
@@ -88,7 +95,7 @@ struct UpstreamView {
   DType dtype = DType::kFloat32;  // float32 or float64
   int64_t stride = 0;
 
-  double at(int64_t i) const {
+  CFAL_HOST_DEVICE double at(int64_t i) const {
     return dtype == DType::kFloat64 ? static_cast<const double*>(data)[i * stride]
                                     : static_cast<const float*>(data)[i * stride];
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "host_device.h"
 #include "problem.h"
 
 namespace cfal {
@@ -23,9 +24,9 @@ constexpr int64_t kChunkBudget = int64_t{1}
 // a prototype as a sample does.
 struct FewLayout {
   int64_t B, K;
-  int64_t stride() const { return K + 1; }
-  int64_t numel() const { return (B + K) * stride(); }
-  int64_t pairs_offset() const { return B * stride(); }
+  CFAL_HOST_DEVICE int64_t stride() const { return K + 1; }
+  CFAL_HOST_DEVICE int64_t numel() const { return (B + K) * stride(); }
+  CFAL_HOST_DEVICE int64_t pairs_offset() const { return B * stride(); }
 };
 
 // Many prototypes: [kept rows, K] active affinities | [kept rows, kRowState] row state

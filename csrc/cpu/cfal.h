@@ -19,10 +19,6 @@
 
 namespace cfal {
 
-inline bool computes_in_double(const Problem& p) {
-  return p.features.dtype == DType::kFloat64 || p.prototypes_dtype == DType::kFloat64;
-}
-
 void forward(const Problem& problem, int64_t counted_rows, const Runtime& runtime, void* loss,
              void* saved);
 

@@ -2,7 +2,11 @@
 // csrc/cuda and cfal_kernels/ops.py.
 #include <torch/csrc/stable/library.h>
 
+#if defined(CFAL_EMULATED_CUDA)
+STABLE_TORCH_LIBRARY(cfal_emulated, m) {
+#else
 STABLE_TORCH_LIBRARY(cfal, m) {
+#endif
   m.def(
       "forward(Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights, float "
       "sigma, float margin, "
