@@ -142,6 +142,29 @@ def test_unwritable_report_is_named(tmp_path: Path):
         commands.check(str(tmp_path / "idc"), json=str(tmp_path / "missing" / "x.json"))
 
 
+def test_commands_as_a_user_types_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main = pytest.importorskip("cfal_experiments.cli.main").main
+    found = open_collection(write_idc(tmp_path / "idc"))
+    write_image(found.file(0), 99, (50, 20))
+    folder, cache = str(tmp_path / "idc"), str(tmp_path / "cache")
+    assert main(["data", "check", folder]) == 0
+    assert main(["data", "check", folder, "--strict"]) == 1
+    assert main(["data", "prepare", folder, "--to", cache, "--size", "8"]) == 0
+    capsys.readouterr()
+    for arguments, message in [
+        (["prepare", folder, "--to", cache, "--size", "9"], "size 8 there, 9 wanted"),
+        (["prepare", folder, "--to", cache, "--size", "large"], "size"),
+        (["prepare", folder], "to"),
+        (["check", str(tmp_path / "none")], "no such file or folder"),
+        (["fetch", "crc", "--to", cache, "--keep-archive"], "archive 'crc' is unknown"),
+    ]:
+        assert main(["data", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert message in captured.err
+
+
 def test_data_commands_need_no_torch():
     code = (
         "import sys; import cfal_experiments.data.commands;"

@@ -27,5 +27,6 @@ def bar(
         unit_scale=unit_scale,
         file=sys.stderr,
         dynamic_ncols=True,
+        delay=0.3,  # what is done or refused at once needs no bar
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
     )
