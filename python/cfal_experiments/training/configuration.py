@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from cfal_experiments import atomic
 from cfal_experiments.errors import InputError
 from cfal_experiments.training.config import SECTIONS, Config
 
@@ -102,12 +103,12 @@ def load(name: str | os.PathLike[str]) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write a configuration so that `load` gives it back."""
+    """Write a configuration, whole or not at all, so that `load` gives it back."""
     import yaml
 
     plain = config.as_dict()
     plain["data"]["long_tail_ends"] = list(config.data.long_tail_ends)
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    atomic.write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def presets() -> dict[str, Path]:

@@ -59,7 +59,9 @@ def save(classifier: Classifier, description: Description, file: Path) -> None:
         name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()
     }
     with replacing(file) as stream:
-        stream.write(to_bytes(tensors, {"format": FORMAT, "cfal": json.dumps(plain)}))
+        # One key: safetensors writes several in an order of its own, another in every process, and
+        # equal runs are to have equal files.
+        stream.write(to_bytes(tensors, {FORMAT: json.dumps(plain)}))
 
 
 def load(file: Path, *, allow_import: bool = False) -> tuple[Classifier, Description]:
@@ -101,10 +103,10 @@ def _read(file: Path) -> tuple[dict[str, Any], Description]:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if FORMAT not in metadata:
                 raise InputError(f"{file}: not a model of this package; give a run's model file")
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        plain = json.loads(metadata["cfal"])
+        plain = json.loads(metadata[FORMAT])
         return tensors, Description(
             class_names=tuple(plain["class_names"]),
             class_counts=tuple(plain["class_counts"]),

@@ -178,14 +178,20 @@ class _Run:
         return Source(opened, split, source.open_test(config.data, opened, size))
 
     def _write_beginning(self, data: Source) -> None:
-        """What is known before the first step; the configuration last, for it marks a run."""
+        """What is known before the first step.
+
+        The configuration comes first, for it marks a run: whatever a kill leaves out after it is
+        made again by `resume`, from the configuration alone.
+        """
         folder = self.folder
         folder.path.mkdir(parents=True, exist_ok=True)
         if not folder.config.is_file():
-            data.split.save(folder.split, data.images.paths)
+            configuration.save(self.config, folder.config)
+        if not folder.environment.is_file():
             text = json.dumps(environment.describe(), indent=2) + "\n"
             atomic.write_text(folder.environment, text)
-            configuration.save(self.config, folder.config)
+        if not folder.split.is_file():
+            data.split.save(folder.split, data.images.paths)
 
     def _fit(
         self,
