@@ -7,6 +7,7 @@
     check                  damage, leaks, duplicates, odd sizes
     fetch                  public archives, resumed and verified
     normalisation          mean and standard deviation of the training part
+    parallel, commands     all cores; what `cfal data` does
     loading                batches as tensors: the only module here that imports torch
 
 Importing this package imports neither torch nor scikit-learn.
