@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("train", "train a system; writes a run folder"),
+    "evaluate": ("evaluate", "score a trained system: tables, confusion matrix"),
+    "predict": ("predict", "classify images that were never seen; writes a CSV"),
+    "ensemble": ("ensemble", "combine the predictions of several runs"),
     "compare": ("compare", "train several losses with several seeds; writes a table"),
     "data check": ("data", "look for damaged, odd, duplicate or leaking images"),
     "data fetch": ("data", "download a public data set, resumed and verified"),

@@ -82,7 +82,7 @@ def load(file: Path, *, allow_import: bool = False) -> tuple[Classifier, Descrip
     if ":" in description.model.name and not allow_import:
         raise InputError(
             f"{file}: its model is built by {description.model.name!r}, code outside this package; "
-            f"give --allow-import true if you trust the file"
+            f"give --allow-import if you trust the file"
         )
     # The state holds the prototypes and the fitted sigma: nothing is left to take from data.
     model = systems.build_model(description.model)
