@@ -3,7 +3,8 @@
 `python benchmarks/data_loading.py` measures on generated images, `--data` on a cache or on anything
 that `cfal data prepare` takes. The stages of each batch are timed one after the other in one loop,
 so that all meet the same load. Reading is what precedes the step. A share is a median over the sum
-of the medians of all stages: the pauses of a busy machine do not reach them.
+of the medians of all stages: the pauses of a busy machine do not reach them. With --cpu-time, on one
+thread, neither does the share of the processor that others take.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from run import commit, processor
 READING = ("batch", "flips", "normalise")
 COLUMNS = (
     "loss", "stage", "p20", "p50", "p80", "share", "batch_size", "batches", "images", "source",
-    "device", "threads", "load", "torch", "commit", "date",
+    "device", "threads", "clock", "load", "torch", "commit", "date",
 )  # fmt: skip
 
 
@@ -44,7 +46,9 @@ def generated(folder: Path, count: int) -> ImageSet:
     return prepare(open_collection(folder / "x.npz"), folder / "cache", 32)
 
 
-def epoch(data: ImageSet, loss: str, batch_size: int, limit: int) -> dict[str, list[float]]:
+def epoch(
+    data: ImageSet, loss: str, batch_size: int, limit: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Seconds of each stage of each batch of an epoch, the first ten left out."""
     torch.manual_seed(0)
     model = models.build("alexnet32").to(memory_format=torch.channels_last)
@@ -56,17 +60,17 @@ def epoch(data: ImageSet, loss: str, batch_size: int, limit: int) -> dict[str, l
     loader = iter(make_loader(data, rows, batch_size, shuffle=True))
     seconds: dict[str, list[float]] = defaultdict(list)
     for number in range(min(len(loader) - 1, limit)):  # the last batch is shorter
-        times = [time.perf_counter()]
+        times = [clock()]
         batch = next(loader)
-        times.append(time.perf_counter())
+        times.append(clock())
         images = flip(batch.images, batch.rows, 0, 0)
-        times.append(time.perf_counter())
+        times.append(clock())
         images = normalise(images)
-        times.append(time.perf_counter())
+        times.append(clock())
         optimizer.zero_grad()
         head(model(images), batch.labels).backward()
         optimizer.step()
-        times.append(time.perf_counter())
+        times.append(clock())
         if number >= 10:
             for stage, begin, end in zip((*READING, "step"), times, times[1:], strict=False):
                 seconds[stage].append(end - begin)
@@ -84,7 +88,11 @@ def main() -> int:
     parser.add_argument("--losses", nargs="+", default=["cross-entropy", "cfal"])
     default = Path(__file__).parent / "results" / "data-loading.csv"
     parser.add_argument("-o", "--output", type=Path, default=default)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time on one thread")
     options = parser.parse_args()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.cpu_time:
+        options.threads = 1  # threads that wait for others spin, and would count as work
     torch.set_num_threads(options.threads)
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""  # of others, before
     rows = []
@@ -96,7 +104,7 @@ def main() -> int:
         else:
             data = prepare(open_collection(options.data), Path(folder) / "cache", 32)
         for loss in options.losses:
-            seconds = epoch(data, loss, options.batch_size, options.batches)
+            seconds = epoch(data, loss, options.batch_size, options.batches, clock)
             total = sum(map(statistics.median, seconds.values()))
             seconds["reading"] = [
                 sum(times) for times in zip(*map(seconds.get, READING), strict=True)
@@ -109,7 +117,7 @@ def main() -> int:
                     loss, stage, f"{p20:.3g}", f"{p50:.3g}", f"{p80:.3g}",
                     f"{share:.4f}", options.batch_size, len(times), len(data),
                     "generated" if options.data is None else options.data.name, processor(),
-                    options.threads, load, torch.__version__, commit(),
+                    options.threads, clock.__name__, load, torch.__version__, commit(),
                     time.strftime("%Y-%m-%d"),
                 )  # fmt: skip
                 rows.append(dict(zip(COLUMNS, values, strict=True)))
