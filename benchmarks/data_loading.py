@@ -3,8 +3,8 @@
 `python benchmarks/data_loading.py` measures on generated images, `--data` on a cache or on anything
 that `cfal data prepare` takes. The stages of each batch are timed one after the other in one loop,
 so that all meet the same load. Reading is what precedes the step. A share is a median over the sum
-of the medians of all stages: the pauses of a busy machine do not reach them. With --cpu-time, on one
-thread, neither does the share of the processor that others take.
+of the medians of all stages, which the pauses of a busy machine do not reach. With --cpu-time, on
+one thread, neither does the share of the processor that others take.
 """
 
 from __future__ import annotations
