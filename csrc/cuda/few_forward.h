@@ -322,6 +322,9 @@ class FewForward {
       return;
     }
     if (!a_.plan.takes_tickets) return;
+    // A block without rows has waited for nothing: its warps may still be taking pairs, and the
+    // tickets for these must not be 0 again before they have seen the last one go.
+    __syncthreads();
     if (threadIdx.x == 0) {
       if (reduces) {
         a_.workspace[2 * blockIdx.x] = loss;

@@ -274,6 +274,12 @@ T __ldg(const T* address) {
   return *address;
 }
 template <class T>
+void __stcg(T* address, T value) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0)
+    emulated::machine().fail("misaligned access");
+  *address = value;
+}
+template <class T>
 T __ldcg(const T* address) {
   return *address;
 }
