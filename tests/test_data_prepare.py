@@ -190,7 +190,9 @@ def test_full_disk_while_replacing_keeps_the_previous_cache(tmp_path: Path, monk
 def test_interrupt_leaves_no_cache_and_the_next_run_makes_it(tmp_path: Path, number: int):
     folder = write_classes(tmp_path / "crc", {"ADI": 3, "TUM": 3}, ".png")
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # A job in the background of a shell begins with interrupts ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cfal_experiments.data import open_collection, prepare\n"
         "def stall(_):\n"
         "    print('half', flush=True)\n"
