@@ -161,6 +161,17 @@ class TestCompare:
         assert model.stat().st_mtime_ns == before
         assert "| ensemble, vote |" in capsys.readouterr().out
 
+    def test_one_split_for_all_seeds(self, images, tmp_path):
+        configuration.save(config_for(images, epochs=1), tmp_path / "one.yaml")
+        arguments = ["compare", "--configs", str(tmp_path / "one.yaml"), "--data", str(images)]
+        out = tmp_path / "out"
+        assert cli.main([*arguments, "--seeds", "0", "1", "--split-seed", "7", "-o", str(out)]) == 0
+        runs = [out / "one" / f"seed{seed}" for seed in (0, 1)]
+        first, second = ((each / "split.csv").read_text() for each in runs)
+        assert first == second
+        weights = [(each / "model.safetensors").read_bytes() for each in runs]
+        assert weights[0] != weights[1]
+
     def test_mean_and_deviation(self):
         assert report.spread([0.8, 0.9]) == "85.0 (7.1)"
         assert report.spread([0.5]) == "50.0"

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line that names the thing and the remedy; commands print it and exit with
     status 2.
     """
+
+
+class NotFinite(InputError):
+    """Training came to no finite validation loss; other settings may."""

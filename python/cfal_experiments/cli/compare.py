@@ -20,6 +20,11 @@ def run(name: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--configs", nargs="+", required=True, help="presets or YAML files")
     parser.add_argument("--data", required=True, metavar="PATH", help="the images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--split-seed",
+        type=int,
+        help="one split for all seeds, such as that of a search (default: a split per seed)",
+    )
     parser.add_argument("--ensemble", nargs="+", default=[], help="which of them form an ensemble")
     parser.add_argument("--epochs", type=int, help="at most, for all")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -51,7 +56,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
             flush=True,
         )
 
-    compare.train_all(trials, configs, tell)
+    compare.train_all(trials, configs, tell, split_seed=given.split_seed)
     table = report.rows(trials, given.ensemble)
     markdown = report.as_markdown(table)
     (Path(given.output) / "results.csv").write_text(report.as_csv(table), encoding="utf-8")

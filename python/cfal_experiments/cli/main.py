@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": ("predict", "classify images that were never seen; writes a CSV"),
     "ensemble": ("ensemble", "combine the predictions of several runs"),
     "compare": ("compare", "train several losses with several seeds; writes a table"),
+    "tune": ("tune", "search settings by validation score; writes a preset"),
     "data check": ("data", "look for damaged, odd, duplicate or leaking images"),
     "data fetch": ("data", "download a public data set, resumed and verified"),
     "data prepare": ("data", "decode and resize once into a cache"),

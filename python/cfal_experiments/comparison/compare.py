@@ -20,7 +20,7 @@ class Trial:
     Attributes:
         name: of the configuration.
         seed: all four seeds of the run, so that every configuration meets the same split, order
-            and flips.
+            and flips; but that of the split where the comparison has one split for all.
         folder: of the run.
     """
 
@@ -42,6 +42,8 @@ def train_all(
     trials: Sequence[Trial],
     configs: Mapping[str, Config],
     on_trial: Callable[[Trial, runs.Outcome], object] = lambda trial, outcome: None,
+    *,
+    split_seed: int | None = None,
 ) -> None:
     """Train, continue or skip each trial, whichever its folder calls for.
 
@@ -49,6 +51,7 @@ def train_all(
         trials: what to do.
         configs: by name; each trial sets the seeds of its own copy.
         on_trial: called with each finished trial.
+        split_seed: of one split for all trials; by default each has its own, by its seed.
 
     Raises:
         InputError: as `training.run.train`.
@@ -65,6 +68,8 @@ def train_all(
             images = opened[place]
         for seed in vars(config.seeds):
             setattr(config.seeds, seed, trial.seed)
+        if split_seed is not None:
+            config.seeds.split = split_seed
         folder = trial.folder.path
         if trial.folder.config.is_file():
             outcome = runs.resume(folder, data=config.data.path, images=images, quiet=True)

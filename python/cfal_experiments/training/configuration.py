@@ -7,9 +7,10 @@ done. Nothing here imports torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
@@ -78,14 +79,7 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         InputError: an unknown file, key or value.
     """
-    parser = ArgumentParser(prog="cfal train", exit_on_error=False)
-    add_to(parser)
-    try:
-        return from_namespace(parser, parser.parse_args(shorthands(arguments)))
-    except InputError:
-        raise
-    except Exception as error:  # jsonargparse raises several kinds, none with a base of its own
-        raise InputError(one_line(error)) from error
+    return _checked(lambda parser: parser.parse_args(shorthands(arguments)))
 
 
 def load(name: str | os.PathLike[str]) -> Config:
@@ -102,13 +96,78 @@ def load(name: str | os.PathLike[str]) -> Config:
         raise InputError(f"{name}: {error}") from error
 
 
+def override(config: Config, values: Mapping[str, object]) -> Config:
+    """A copy with other values of some fields, named as flags name them.
+
+    Example:
+        >>> override(Config(), {"loss.sigma": "auto", "loss.options.factor": "one-plus"}).loss.sigma
+        'auto'
+
+    Raises:
+        InputError: no such field, or a value that it does not take.
+    """
+    plain = config.as_dict()
+    for field, value in values.items():
+        *path, name = field.split(".")
+        section = plain
+        for key in path:
+            section = section.get(key) if isinstance(section, dict) else None
+        if not path or not isinstance(section, dict):
+            raise InputError(f"{field}: no such field; 'cfal train --help' lists them")
+        section[name] = value
+    return _checked(lambda parser: parser.parse_object(plain))
+
+
 def save(config: Config, path: Path) -> None:
     """Write a configuration, whole or not at all, so that `load` gives it back."""
+    atomic.write_text(path, _as_yaml(config.as_dict()))
+
+
+def save_preset(config: Config, path: Path, header: Sequence[str]) -> None:
+    """Write a configuration as a preset, with comment lines before it, whole or not at all."""
+    text = "".join(f"# {line}".rstrip() + "\n" for line in header)
+    plain = without_places(config)
+    plain["training"].pop("threads", None)  # of a machine, not of the settings
+    atomic.write_text(path, text + _as_yaml(plain))
+
+
+def without_places(config: Config) -> dict[str, Any]:
+    """What was chosen, as plain nested dictionaries: neither where the images are nor empty fields.
+
+    Example:
+        >>> without_places(Config())["seeds"]
+        {'init': 0, 'order': 0, 'augmentation': 0, 'split': 0}
+    """
+    places = {"path", "test_path", "test_names", "cache_folder"}
+    if config.data.long_tail is None:
+        places.add("long_tail_ends")
+    return {
+        key: {
+            name: value
+            for name, value in section.items()
+            if value not in (None, {}) and not (key == "data" and name in places)
+        }
+        for key, section in config.as_dict().items()
+    }
+
+
+def _as_yaml(plain: dict[str, Any]) -> str:
     import yaml
 
-    plain = config.as_dict()
-    plain["data"]["long_tail_ends"] = list(config.data.long_tail_ends)
-    atomic.write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    if "long_tail_ends" in plain["data"]:
+        plain["data"]["long_tail_ends"] = list(plain["data"]["long_tail_ends"])
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _checked(read: Callable[[ArgumentParser], Namespace]) -> Config:
+    parser = ArgumentParser(prog="cfal train", exit_on_error=False)
+    add_to(parser)
+    try:
+        return from_namespace(parser, read(parser))
+    except InputError:
+        raise
+    except Exception as error:  # jsonargparse raises several kinds, none with a base of its own
+        raise InputError(one_line(error)) from error
 
 
 def presets() -> dict[str, Path]:

@@ -17,7 +17,7 @@ from cfal_experiments import classifier as systems
 from cfal_experiments.classifier import Classifier
 from cfal_experiments.data.normalisation import Normalisation
 from cfal_experiments.data.partition import Split
-from cfal_experiments.errors import InputError
+from cfal_experiments.errors import NotFinite
 from cfal_experiments.evaluation import inference, metrics, predictions
 from cfal_experiments.training import (
     checkpoints as states,
@@ -78,8 +78,8 @@ def train(
         The outcome; None in the further processes of a distributed run.
 
     Raises:
-        InputError: something in the configuration, the data or the folder cannot be used, or the
-            loss is not finite.
+        InputError: something in the configuration, the data or the folder cannot be used; as
+            `NotFinite`, the validation loss never was.
 
     Example:
         >>> outcome = train(configuration.load("idc_cfal"), "runs/idc_cfal")
@@ -175,7 +175,10 @@ class _Run:
             split = Split.load(split_file, opened.paths)
         else:
             split = source.make_split(config, opened)
-        return Source(opened, split, source.open_test(config.data, opened, size))
+        tested = None
+        if "test" in self.parts:
+            tested = source.open_test(config.data, opened, size)
+        return Source(opened, split, tested)
 
     def _write_beginning(self, data: Source) -> None:
         """What is known before the first step.
@@ -207,6 +210,7 @@ class _Run:
             checkpoints.load_state_dict(state["callbacks"][checkpoints.state_key])
             history.load_state_dict(state["callbacks"][history.state_key])
             history.write()
+            self._require_best(checkpoints)
             return _first_process()
         if state is None:
             train, seed = data.train, config.seeds.order
@@ -223,13 +227,16 @@ class _Run:
         )
         learn, validate = trainer.loaders(config, data, worker.global_rank)
         worker.fit(module, learn, validate, ckpt_path=last if state else None, weights_only=True)
+        self._require_best(checkpoints)
+        built.cpu()
+        return worker.is_global_zero
+
+    def _require_best(self, checkpoints: states.Checkpoints) -> None:
         if checkpoints.best_epoch < 0:
-            raise InputError(
+            raise NotFinite(
                 f"{self.folder.path}: the validation loss was never finite; lower "
                 f"--optimizer.learning_rate or clip with --training.gradient_clip"
             )
-        built.cpu()
-        return worker.is_global_zero
 
     def _sum_up(
         self,

@@ -1,0 +1,1 @@
+"""A search of settings by validation score; the test part takes no part in it."""
