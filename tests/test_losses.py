@@ -52,8 +52,7 @@ def test_posteriors_are_the_softmax_of_the_logits(name: str):
 
 @every_loss
 def test_the_head_alone_learns_classes_that_are_apart(name: str):
-    # What fits features of this size; and literal SphereFace is content before classes part.
-    fitting = {"sigma": 8.0, "factor": "one-plus"}
+    fitting = {"sigma": 8.0}  # features of this size
     chosen = {key: value for key, value in fitting.items() if key in losses.options(name)}
     # With unequal weights R may outweigh the class that counts least.
     loss = losses.build(name, 4, 6, [10] * 4, **chosen)
@@ -145,7 +144,7 @@ def test_an_unknown_option_names_the_choices(name: str):
         ("arcface", {"monotone": "false"}, "monotone must be True or False"),
         ("cosface", {"margin": math.nan}, "margin must be finite"),
         ("cosface", {"inference": "raw"}, "inference must be one of scaled, authors"),
-        ("sphereface", {"factor": 2}, "factor must be one of literal, one-plus"),
+        ("sphereface", {"factor": 2}, "factor must be one of one-plus, literal"),
         ("cfal", {"sigma": -1.0}, "sigma"),
         ("cfal", {"sigma": "wide"}, "sigma must be one of auto"),
         ("cfal", {"init": "zeros"}, "init must be one of authors, class-means"),

@@ -33,7 +33,8 @@ def test_values_and_gradients_of_the_authors_code(name: str, kind: type, dtype: 
     case = oracle.load(name)
     scale, margin = float(case.arrays["s"]), float(case.arrays["m"])
     counts, beta = case.arrays["class_counts"].tolist(), float(case.arrays["beta"])
-    loss = kind(9, 128, counts, scale=scale, margin=margin, beta=beta).to(dtype)
+    options = {"monotone": False} if kind is ArcFace else {}
+    loss = kind(9, 128, counts, scale=scale, margin=margin, beta=beta, **options).to(dtype)
     assert relative_error(loss.class_weights, case.tensor("class_weights")) < 1e-7
     with torch.no_grad():
         loss.head.weight.copy_(case.tensor("W").T)
@@ -62,8 +63,7 @@ def test_pytorch_metric_learning_agrees(kind: type, other: str, unit: float, bet
     library = pytest.importorskip("pytorch_metric_learning")
     from pytorch_metric_learning import losses, reducers
 
-    options = {"monotone": True} if kind is ArcFace else {}
-    loss = kind(4, 6, COUNTS, scale=15.0, margin=0.35, beta=beta, **options).double()
+    loss = kind(4, 6, COUNTS, scale=15.0, margin=0.35, beta=beta).double()
     reducer = (
         reducers.MeanReducer()
         if beta is None
@@ -110,36 +110,75 @@ def test_a_feature_of_zeros_is_finite(kind: type):
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
-        (ArcFace(4, 6, COUNTS, margin=0.5), lambda theta: math.cos(theta + 0.5)),
-        (CosFace(4, 6, COUNTS, margin=0.5), lambda theta: math.cos(theta) - 0.5),
-        (SphereFace(4, 6, COUNTS, margin=0.35), lambda theta: math.cos(0.35 * theta)),
+        (ArcFace(4, 6, COUNTS, margin=0.5, monotone=False), lambda theta: math.cos(theta + 0.5)),
         (
-            SphereFace(4, 6, COUNTS, margin=0.35, factor="one-plus"),
-            lambda theta: math.cos(1.35 * theta),
+            ArcFace(4, 6, COUNTS, margin=0.5),
+            lambda theta: (
+                math.cos(theta + 0.5)
+                if theta <= math.pi - 0.5
+                else math.cos(theta) - 0.5 * math.sin(0.5)
+            ),
+        ),
+        (CosFace(4, 6, COUNTS, margin=0.5), lambda theta: math.cos(theta) - 0.5),
+        (SphereFace(4, 6, COUNTS, factor="literal"), lambda theta: math.cos(0.35 * theta)),
+        (SphereFace(4, 6, COUNTS, monotone=False), lambda theta: math.cos(1.35 * theta)),
+        (
+            SphereFace(4, 6, COUNTS),
+            lambda theta: (
+                math.cos(1.35 * theta) if 1.35 * theta <= math.pi else -math.cos(1.35 * theta) - 2.0
+            ),
         ),
     ],
-    ids=["arcface", "cosface", "sphereface", "sphereface-one-plus"],
+    ids=["arcface", "monotone", "cosface", "literal", "one-plus", "one-plus-monotone"],
 )
 def test_margin_functions(loss: AngularMarginLoss, expected):
-    for theta in (0.1, 1.0, 2.0, 3.0):
+    for theta in (0.1, 1.0, 2.0, 2.5, 3.0):
         cosine = torch.tensor(math.cos(theta), dtype=torch.float64)
         assert loss.with_margin(cosine).item() == pytest.approx(expected(theta), abs=1e-12)
 
 
-def test_arcface_turns_back_unless_monotone():
-    """Beyond pi - m the authors' own-class logit rises with the angle."""
-    theta = torch.tensor([math.pi - 0.4, math.pi - 0.1], dtype=torch.float64)
-    plain = ArcFace(4, 6, COUNTS, margin=0.5).with_margin(theta.cos())
-    monotone = ArcFace(4, 6, COUNTS, margin=0.5, monotone=True).with_margin(theta.cos())
-    assert plain[1] > plain[0]
-    assert monotone[1] < monotone[0]
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ArcFace, {}),
+        (CosFace, {}),
+        (SphereFace, {}),
+        (SphereFace, {"margin": 2.5}),  # k theta passes pi three times
+    ],
+)
+def test_an_own_class_further_away_has_a_smaller_logit(kind: type, options: dict):
+    """At every angle, and below the cosine without a margin."""
+    theta = torch.linspace(0.01, math.pi - 0.01, 400, dtype=torch.float64)
+    moved = kind(4, 6, COUNTS, **options).with_margin(theta.cos())
+    assert (moved.diff() < 0).all()
+    assert (moved < theta.cos()).all()
+
+
+def blind_loss(loss: AngularMarginLoss) -> float:
+    """All class directions on one point, all features opposite to it: nothing is told apart."""
+    with torch.no_grad():
+        loss.head.weight.copy_(torch.eye(1, 6).expand(4, 6))
+    return loss(-torch.eye(1, 6).expand(8, 6), torch.arange(8) % 4).item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "authors"),
+    [
+        (ArcFace, {"monotone": False}),
+        (SphereFace, {"factor": "literal", "monotone": False}),
+        (SphereFace, {"monotone": False}),
+    ],
+)
+def test_knowing_nothing_pays_in_the_authors_code_only(kind: type, authors: dict):
+    """With a margin proper it costs at least log C; without one next to nothing."""
+    settings = {"scale": 30.0, "beta": None}
+    assert blind_loss(kind(4, 6, COUNTS, **settings)) > math.log(4)
+    assert blind_loss(kind(4, 6, COUNTS, **settings, **authors)) < 0.1
 
 
 def test_literal_sphereface_helps_its_own_class():
     """m = 0.35 read literally is a negative margin: the own logit grows, the loss shrinks."""
-    literal, proper = (
-        SphereFace(4, 6, COUNTS, factor=factor) for factor in ("literal", "one-plus")
-    )
+    literal, proper = SphereFace(4, 6, COUNTS, factor="literal"), SphereFace(4, 6, COUNTS)
     cosine = torch.linspace(-0.5, 0.9, 9)
     assert (literal.with_margin(cosine) > cosine).all()
     assert (proper.with_margin(cosine) < cosine).all()

@@ -26,7 +26,9 @@ def test_every_row_of_the_tables_has_a_preset():
         f"{data}_{loss}" for data in ("idc", "crc") for loss in FOUR | {"sphereface"} | ablation
     }
     rows |= {f"{kind}_{loss}" for kind in ("longtail", "cct") for loss in FOUR}
-    extra = {"idc_cfal_authors_code", "crc_cfal_authors_code", "crc_kather_cross_entropy"}
+    extra = {f"{each}_authors_code" for each in ("idc_cfal", "crc_cfal", "idc_arcface",
+             "idc_sphereface", "crc_sphereface")}  # fmt: skip
+    extra.add("crc_kather_cross_entropy")
     extra |= {"idc_cfal_tuned", "idc_cross_entropy_tuned"}
     assert set(PRESETS) == rows | extra
 
@@ -72,6 +74,14 @@ def test_a_preset_says_what_it_is_and_how_to_run_it(name: str):
 def test_presets_hold_the_values_of_table_ix(name: str, expected: dict):
     given = configuration.load(name).loss.arguments()
     assert {key: given[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["idc_arcface", "idc_sphereface", "crc_sphereface"])
+def test_the_authors_form_differs_in_the_margin_only(name: str):
+    usual, authors = configuration.load(name), configuration.load(f"{name}_authors_code")
+    assert usual.loss.options["monotone"] and not authors.loss.options["monotone"]
+    usual.loss.options = authors.loss.options = {}
+    assert usual == authors
 
 
 @pytest.mark.parametrize("loss", sorted(FOUR))

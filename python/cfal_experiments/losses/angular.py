@@ -2,6 +2,10 @@
 
 All three are softmax cross-entropy on s cos(theta_ij), with theta_ij the angle between feature i
 and the direction of class j, where the own class gets a smaller value instead. They differ in it.
+
+The value must be smaller at every angle. One above cos(theta) at theta = pi rewards a network that
+knows nothing: with the directions of all classes on one point and every feature opposite to it,
+each own class is ahead of the others. Training ends there, at a loss near 0 (docs/deviations.md).
 """
 
 from __future__ import annotations
@@ -116,8 +120,8 @@ class ArcFace(AngularMarginLoss):
         margin: m in radians, in [0, pi).
         beta: of the class-balanced weights, in [0, 1); None for no weights.
         monotone: beyond theta = pi - m, where cos(theta + m) rises again and would push a feature
-            further away, continue with cos(theta) - m sin(m), as common implementations do. The
-            authors' code does not.
+            further away, continue with cos(theta) - m sin(m), as Deng et al.'s code does. The
+            authors' code does not (False), and need not train: see the top of this file.
         inference: "scaled" or "authors"; see `AngularMarginLoss`.
 
     Raises:
@@ -136,7 +140,7 @@ class ArcFace(AngularMarginLoss):
         scale: float = 30.0,
         margin: float = 0.5,
         beta: float | None = 0.9999,
-        monotone: bool = False,
+        monotone: bool = True,
         inference: Literal["scaled", "authors"] = "scaled",
     ) -> None:
         super().__init__(num_classes, embedding_dim, class_counts, scale, margin, beta, inference)
@@ -145,7 +149,7 @@ class ArcFace(AngularMarginLoss):
         self.monotone = checks.flag("monotone", monotone)
 
     def with_margin(self, cosine: Tensor) -> Tensor:
-        """cos(theta + m)."""
+        """cos(theta + m), continued beyond pi - m."""
         theta = _angle(cosine)
         moved = torch.cos(theta + self.margin)
         if not self.monotone:
@@ -192,13 +196,14 @@ class CosFace(AngularMarginLoss):
 
 
 class SphereFace(AngularMarginLoss):
-    """Class-balanced SphereFace: s cos(k theta) for the own class.
+    """Class-balanced SphereFace: s psi(k theta) for the own class.
 
-    k = m, read literally, is the paper's. With its m = 0.35 the own class gets a *larger* logit
-    than without a margin, and a larger one in training than at prediction: the training loss can
-    vanish while features lie closer to another class. k = 1 + m is a margin proper, as in the
-    public Keras code for these losses; Liu et al. (2017) have an integer k and a piecewise
-    continuation beyond pi / k, which neither has.
+    With n = floor(phi / pi), psi(phi) = (-1)^n cos(phi) - 2 n: cos(phi) up to phi = pi, and falling
+    from there on as well (Liu et al. 2017, for whom k is a whole number).
+
+    k = 1 + m is a margin, as in the public Keras code for these losses. k = m is the paper's. With
+    its m = 0.35 the own class gets a *larger* logit than without a margin, in training only: at
+    s = 30 the loss vanishes before anything is learnt.
 
     Args:
         num_classes: C.
@@ -206,15 +211,17 @@ class SphereFace(AngularMarginLoss):
         class_counts: `[C]` training samples per class.
         scale: s, > 0.
         margin: m, a factor on the angle, >= 0.
-        factor: "literal" for k = m, "one-plus" for k = 1 + m.
+        factor: "one-plus" for k = 1 + m, "literal" for k = m.
         beta: of the class-balanced weights, in [0, 1); None for no weights.
+        monotone: psi as above; False for cos(k theta) throughout, as in the authors' code, which
+            rises again beyond theta = pi / k.
         inference: "scaled" or "authors"; see `AngularMarginLoss`.
 
     Raises:
         TypeError, ValueError: an option of the wrong type or out of range.
 
     Example:
-        >>> loss = SphereFace(2, 64, counts, margin=0.35, factor="one-plus")
+        >>> loss = SphereFace(2, 64, counts, scale=30.0, margin=0.35)
     """
 
     def __init__(
@@ -225,17 +232,23 @@ class SphereFace(AngularMarginLoss):
         *,
         scale: float = 30.0,
         margin: float = 0.35,
-        factor: Literal["literal", "one-plus"] = "literal",
+        factor: Literal["one-plus", "literal"] = "one-plus",
         beta: float | None = 0.9999,
+        monotone: bool = True,
         inference: Literal["scaled", "authors"] = "scaled",
     ) -> None:
         super().__init__(num_classes, embedding_dim, class_counts, scale, margin, beta, inference)
-        self.factor = checks.one_of("factor", factor, ("literal", "one-plus"))
+        self.factor = checks.one_of("factor", factor, ("one-plus", "literal"))
+        self.monotone = checks.flag("monotone", monotone)
 
     def with_margin(self, cosine: Tensor) -> Tensor:
-        """cos(k theta)."""
-        factor = self.margin if self.factor == "literal" else 1.0 + self.margin
-        return torch.cos(factor * _angle(cosine))
+        """psi(k theta), or cos(k theta) where it need not be monotone."""
+        phi = (self.margin if self.factor == "literal" else 1.0 + self.margin) * _angle(cosine)
+        if not self.monotone:
+            return torch.cos(phi)
+        turns = torch.floor(phi.detach() / math.pi)  # n
+        sign = 1.0 - 2.0 * torch.remainder(turns, 2.0)  # (-1)^n
+        return sign * torch.cos(phi) - 2.0 * turns
 
 
 def _angle(cosine: Tensor) -> Tensor:
