@@ -28,6 +28,7 @@ SHAPES = {
     "most-prototypes": Sample(6, 64, dim=70),
     "centres": Sample(40, 9, 3, dim=300),
     "shared-pairs": Sample(9, 9, dim=1000),
+    "few-shared-pairs": Sample(2, 3, dim=11000),
     "rows-shared-by-warps": Sample(3, 4, dim=1100),
     "chunks": Sample(600, 3, dim=8),
     "many-tiles": Sample(70, 3, dim=8400),

@@ -140,7 +140,7 @@ def backward(
         grad_loss, saved, features, prototypes, grad_features, grad_prototypes, partial, ticket,
         rows, chunk_rows, grad_loss.stride(0) if grad_loss.dim() else 0,
         features.stride(0), features.stride(1), *prototypes.stride(), double(diversity_weight),
-        C=classes, M=centres, D=dim, KP=padded, CHUNKS=chunks,
+        C=classes, M=centres, D=dim, KP=padded, SPLIT=chunks > 1,
         BR=tile.b_r, BD=tile.b_d, CT=TRITON_DTYPE[saved.dtype],
         DIVERSITY=diversity_weight != 0.0 and count > 2,
         NEED_F=need_features, NEED_W=need_prototypes, num_warps=tile.num_warps,

@@ -273,7 +273,7 @@ def finish_rows_kernel(
 def backward_kernel(
     p_grad, p_saved, p_f, p_w, p_grad_f, p_grad_w, p_partial, p_ticket,
     rows, chunk_rows, grad_stride, f_row, f_col, w_class, w_centre, w_col, rho: tl.float64,
-    C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, KP: tl.constexpr, CHUNKS: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, KP: tl.constexpr, SPLIT: tl.constexpr,
     BR: tl.constexpr, BD: tl.constexpr, CT: tl.constexpr,
     DIVERSITY: tl.constexpr, NEED_F: tl.constexpr, NEED_W: tl.constexpr,
 ):  # fmt: skip
@@ -282,9 +282,11 @@ def backward_kernel(
         grad_f_i = -sum_j e_ij (f_i - w_j)
         grad_w_j = sum_i e_ij (f_i - w_j) + G sum_k E_jk (w_j - w_k)
 
-    with e_ij = g_i c_ij, E_jk = (4 / P) (D_jk - mu) and G = rho sum_i g_i m_i. The program that
-    finishes a tile of columns last adds the chunks in order: p_partial holds [tiles, CHUNKS] of G
-    in float64, then [CHUNKS, K, D] of grad_w. p_ticket has one 0 for each tile.
+    with e_ij = g_i c_ij, E_jk = (4 / P) (D_jk - mu) and G = rho sum_i g_i m_i. SPLIT says whether
+    there are several chunks; their number, which varies with the batch, is no constant, or every
+    batch size would be compiled anew. The program that finishes a tile of columns last adds the
+    chunks in order: p_partial holds [tiles, chunks] of G in float64, then [chunks, K, D] of grad_w.
+    p_ticket has one 0 for each tile.
     """
     K: tl.constexpr = C * M
     p_head = p_saved.to(tl.pointer_type(tl.float64))
@@ -336,27 +338,27 @@ def backward_kernel(
 
     if NEED_W:
         to_w = k.to(tl.int64)[:, None] * D + d[None, :]  # [KP, BD]
-        if CHUNKS == 1:
+        if not SPLIT:
             b_total = b_grad_w.to(tl.float64)
             G_total = G
             finishing = chunk == 0
         else:
             tiles = tl.num_programs(0)
-            p_parts = (p_partial + tiles.to(tl.int64) * CHUNKS).to(tl.pointer_type(CT))
-            tl.store(p_partial + tile * CHUNKS + chunk, G)
+            chunks = tl.num_programs(1)
+            p_parts = (p_partial + tiles.to(tl.int64) * chunks).to(tl.pointer_type(CT))
+            tl.store(p_partial + tile * chunks + chunk, G)
             tl.store(p_parts + chunk.to(tl.int64) * (K * D) + to_w, b_grad_w, mask=w_mask)
             tl.debug_barrier()
             ticket = tl.atomic_add(p_ticket + tile, 1, sem="acq_rel", scope="gpu")
-            finishing = ticket == CHUNKS - 1
+            finishing = ticket == chunks - 1
             b_total = tl.zeros([KP, BD], tl.float64)
             G_total = tl.zeros([], tl.float64)
             if finishing:
                 tl.store(p_ticket + tile, 0)
-                for i in tl.range(0, CHUNKS):
-                    G_total += tl.load(p_partial + tile * CHUNKS + i, cache_modifier=".cg")
-                    b_part = tl.load(
-                        p_parts + i * (K * D) + to_w, mask=w_mask, other=0.0, cache_modifier=".cg"
-                    )
+                for i in tl.range(0, chunks):
+                    G_total += tl.load(p_partial + tile * chunks + i, cache_modifier=".cg")
+                    p_part = p_parts + tl.cast(i, tl.int64) * (K * D)
+                    b_part = tl.load(p_part + to_w, mask=w_mask, other=0.0, cache_modifier=".cg")
                     b_total += b_part.to(tl.float64)
         if finishing:
             if DIVERSITY:
@@ -369,7 +371,8 @@ def backward_kernel(
                     from_pair = p_head + 4 + other * K + k
                     b_pair = tl.load(from_pair, mask=in_k & (k != other), other=0.0)
                     b_pair = tl.where(in_k & (k != other), b_pair - mu, 0.0)  # [KP]
-                    offset = (other // M) * w_class + (other % M) * w_centre
+                    offset = tl.cast(other // M, tl.int64) * w_class
+                    offset += tl.cast(other % M, tl.int64) * w_centre
                     p_other = p_w + offset + d.to(tl.int64) * w_col
                     b_other = tl.load(p_other, mask=in_d, other=0.0).to(tl.float64)  # [BD]
                     b_extra += b_pair[:, None] * (b_self - b_other[None, :])

@@ -122,7 +122,8 @@ inline ForwardPlan plan_forward(const Problem& p, const Device& device) {
   plan.blocks = groups < 1 ? 1 : groups < most ? groups : most;
   if (plan.shares_pairs) {  // blocks without rows help with the pairs
     const int64_t useful = divide_up(plan.pairs, kForwardWarps);
-    const int64_t helpers = useful < device.multiprocessors ? useful : device.multiprocessors;
+    int64_t helpers = useful < device.multiprocessors ? useful : device.multiprocessors;
+    if (helpers < 2) helpers = 2;  // a single block takes no tickets, and shares with nobody
     if (plan.blocks < helpers) plan.blocks = helpers;
   }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import cfal_kernels as cfal
+from cfal_kernels import ops
 from support_kernels import GATES_OF, KERNELS, Sample, Variant
 
 if not GATES_OF:
@@ -48,6 +49,15 @@ def step(path, f, w, y, **keywords) -> tuple[torch.Tensor, ...]:
 def same_bits(a, b) -> bool:
     """Equal, NaN included."""
     return all(torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)) for x, y in zip(a, b, strict=True))
+
+
+def operators_of(path: Variant) -> ops.Operators:
+    """The pair of torch operators behind `path`."""
+    if path.backend != "triton":
+        return ops.compiled
+    from cfal_kernels.triton import operators
+
+    return operators.OPERATORS
 
 
 def eager(f, w, y, **keywords) -> torch.Tensor:

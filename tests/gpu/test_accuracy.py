@@ -8,7 +8,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from on_device import BF16, F16, F32, F64, eager, every_dtype, every_kernel, on_device, step
+from on_device import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    eager,
+    every_dtype,
+    every_kernel,
+    needs_cuda,
+    on_device,
+    same_bits,
+    sample_for,
+    step,
+)
 
 from support import relative_error
 from support_kernels import TOLERANCE, Sample
@@ -20,7 +33,9 @@ FEW = {
     "tiny": Sample(1, 2, dim=1),
     "batch": Sample(256, 9, dim=512),
     "wide": Sample(33, 9, dim=4099),
+    "three-wide": Sample(2, 3, dim=20000),
     "long": Sample(5003, 5, dim=65),
+    "more-rows-than-blocks": Sample(1_100_003, 3, dim=5),
     "centres": Sample(130, 9, 3, dim=200),
     "all-64": Sample(300, 64, dim=129),
     "near": Sample(257, 9, dim=130, distance=0.05),
@@ -66,6 +81,21 @@ def test_at_most_twice_eager(path, dtype, name):
             lost = torch.finfo(F16).smallest_normal * torch.finfo(F16).eps * e.numel() ** 0.5
             allowed += (lost / e.norm()).item()
         assert error <= allowed, (part, error, allowed)
+
+
+@needs_cuda
+@every_kernel
+@pytest.mark.parametrize("strides", [(2**30 + 8, 1), (1, 2**26 + 8)], ids=["rows", "columns"])
+def test_strides_beyond_32_bits(path, strides):
+    f, w, y, keywords = on_device(sample_for(path, rows=3, dim=40), F16)
+    expected = step(path, f, w, y, **keywords)
+    memory = torch.empty(5 * 2**29 + 2**20, dtype=F16, device=f.device)
+    far = memory.as_strided(f.shape, strides).copy_(f.detach()).requires_grad_()
+    assert same_bits(step(path, far, w, y, **keywords), expected)
+    classes = len(w)
+    apart = (5 * 2**29 // classes // 8 * 8, 0, 1)
+    far = memory.as_strided(w.shape, apart).copy_(w.detach()).requires_grad_()
+    assert same_bits(step(path, f, far, y, **keywords), expected)
 
 
 @every_kernel

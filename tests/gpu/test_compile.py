@@ -12,6 +12,7 @@ from on_device import (
     every_kernel,
     needs_cuda,
     on_device,
+    operators_of,
     same_bits,
     sample_for,
     step,
@@ -46,6 +47,46 @@ def test_equals_eager_again_and_again(path, mode, dtype):
         torch.compiler.cudagraph_mark_step_begin()
         got = [x.clone() for x in step(fast, f, w, y)]
         assert same_bits(got, step(loss, f, w, y))
+
+
+@needs_cuda
+@every_kernel
+def test_graphs_of_other_functions_in_between(path):
+    """Whatever a call keeps must lie where the graphs of others do not write."""
+    f, w, y, keywords = on_device(sample_for(path), F32)
+
+    def loss(f, w, y):
+        return path(f, w, y, **keywords)
+
+    expected = step(loss, f, w, y)
+    fast = compiled(loss, "reduce-overhead")
+    other = torch.compile(lambda x: (x.sin() * 3.0).cumsum(0), mode="reduce-overhead")
+    for _ in range(4):
+        for size in (1 << 10, 1 << 16, 1 << 20):
+            x = torch.full((size,), 0.5, device=DEVICE)
+            torch.compiler.cudagraph_mark_step_begin()
+            other(x)
+            got = [g.clone() for g in step(fast, f, w, y)]
+            assert same_bits(got, expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("reduction", [0, 1])
+def test_opcheck(path, reduction):
+    f, w, y, keywords = on_device(sample_for(path, rows=35, dim=24), F32)
+    inputs = f.detach(), w.detach(), y, keywords["class_weights"]
+    arguments = (*inputs, 48.0, 0.1, 1.5, 0.01, False, reduction, -100, path.regime)
+    operators = operators_of(path)
+    loss, saved = operators.forward(*arguments, True)
+    # Part of what is saved may be scratch that nobody reads: the fourth check, which compares two
+    # forwards by value, has nothing to go by.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    outcome = torch.library.opcheck(operators.forward, (*arguments, True), test_utils=tests)
+    assert set(outcome.values()) == {"SUCCESS"} and len(outcome) == 3
+    upstream = torch.linspace(0.5, 1.5, loss.numel(), device=DEVICE).view(loss.shape)
+    backward = (upstream, saved, *arguments, True, True)
+    outcome = torch.library.opcheck(operators.backward, backward)
+    assert set(outcome.values()) == {"SUCCESS"} and len(outcome) == 4
 
 
 @every_kernel
