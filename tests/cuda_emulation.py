@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "emulation"
 
 
-def _program(name: str) -> str | None:
+def program(name: str) -> str | None:
     scripts = sysconfig.get_path("scripts")
     return shutil.which(name, path=os.pathsep.join([scripts, os.environ.get("PATH", "")]))
 
@@ -37,7 +37,7 @@ def why_not() -> str:
         return "the emulation needs ucontext.h"
     if not (ROOT / "csrc" / "cuda" / "cfal.cu").is_file():
         return "needs the source checkout"
-    missing = [name for name in ("cmake", "ninja", "c++") if _program(name) is None]
+    missing = [name for name in ("cmake", "ninja", "c++") if program(name) is None]
     return f"needs {', '.join(missing)}" if missing else ""
 
 
@@ -47,7 +47,7 @@ needs_emulation = pytest.mark.skipif(bool(why_not()), reason=why_not() or "built
 @cache
 def operators() -> ops.Operators:
     """Builds the emulation, as far as it is not built, and loads it."""
-    cmake, ninja = _program("cmake"), _program("ninja")
+    cmake, ninja = program("cmake"), program("ninja")
     torch_dir = Path(torch.__file__).parent
     for command in (
         [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
