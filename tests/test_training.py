@@ -150,7 +150,7 @@ class TestCompare:
             configuration.save(config, tmp_path / f"{name}.yaml")
         arguments = ["compare", "--configs", str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml")]
         arguments += ["--ensemble", "one", "two", "--seeds", "0", "1", "--data", str(images)]
-        arguments += ["-o", str(tmp_path / "out")]
+        arguments += ["--baseline", "two", "-o", str(tmp_path / "out")]
         assert cli.main(arguments) == 0
         with (tmp_path / "out" / "results.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -159,7 +159,9 @@ class TestCompare:
         before = model.stat().st_mtime_ns
         assert cli.main(arguments) == 0
         assert model.stat().st_mtime_ns == before
-        assert "| ensemble, vote |" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "| ensemble, vote |" in printed
+        assert "| one | two |" in printed and "| two | two |" not in printed
 
     def test_one_split_for_all_seeds(self, images, tmp_path):
         configuration.save(config_for(images, epochs=1), tmp_path / "one.yaml")

@@ -26,6 +26,13 @@ def run(name: str, arguments: Sequence[str]) -> int:
         help="one split for all seeds, such as that of a search (default: a split per seed)",
     )
     parser.add_argument("--ensemble", nargs="+", default=[], help="which of them form an ensemble")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        default=[],
+        help="which of them the others are compared with, seed by seed, with a bootstrap interval "
+        "over the patients of the test part",
+    )
     parser.add_argument("--epochs", type=int, help="at most, for all")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("-o", "--output", required=True, help="folder of the runs and the table")
@@ -38,10 +45,11 @@ def run(name: str, arguments: Sequence[str]) -> int:
         config.training.threads = given.threads
         config.training.__post_init__()
         configs[Path(each).name.removesuffix(configuration.SUFFIX)] = config
-    if unknown := set(given.ensemble) - set(configs):
-        raise InputError(f"--ensemble {' '.join(sorted(unknown))}: not among --configs")
+    for option, names in (("ensemble", given.ensemble), ("baseline", given.baseline)):
+        if unknown := set(names) - set(configs):
+            raise InputError(f"--{option} {' '.join(sorted(unknown))}: not among --configs")
 
-    from cfal_experiments.comparison import compare, report
+    from cfal_experiments.comparison import compare, paired, report
 
     trials = compare.plan(list(configs), given.seeds, given.output)
     done = 0
@@ -59,6 +67,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
     compare.train_all(trials, configs, tell, split_seed=given.split_seed)
     table = report.rows(trials, given.ensemble)
     markdown = report.as_markdown(table)
+    if given.baseline:
+        patients = paired.patients_of(next(iter(configs.values())).data)
+        found = paired.differences(trials, given.baseline, patients)
+        markdown += f"\n\n{paired.as_markdown(found, given.seeds)}"
     (Path(given.output) / "results.csv").write_text(report.as_csv(table), encoding="utf-8")
     (Path(given.output) / "results.md").write_text(markdown + "\n", encoding="utf-8")
     print(f"\ntest scores in %, mean (SD) over seeds {given.seeds}\n\n{markdown}")

@@ -77,9 +77,9 @@ def scores(
 
 
 def per_class_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F1 `[C]` of a confusion matrix `[C, C]`; 0 where undefined."""
-    hits = np.diag(counts).astype(float)
-    true, predicted = counts.sum(1), counts.sum(0)
+    """Precision, recall, F1 `[..., C]` of confusion matrices `[..., C, C]`; 0 where undefined."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
+    true, predicted = counts.sum(-1), counts.sum(-2)
     return (
         hits / np.maximum(predicted, 1),
         hits / np.maximum(true, 1),
