@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from cfal_kernels import reference
 from cfal_kernels.triton import operators
-from support import problem
+from support import problem, relative_error
 from support_kernels import (
     F32,
     F64,
     GPU_KERNELS,
+    TOLERANCE,
     Sample,
     assert_accurate,
     every_dtype,
@@ -92,6 +94,18 @@ def test_values_that_are_not_finite_reach_the_loss(value):
     f, w, y = Sample(5, 4, 2, 6).inputs(F32)
     w[3, 1, 5] = value
     assert FEW(f, w, y, reduction="none").isnan().all()
+
+
+@every_dtype
+@pytest.mark.parametrize("sample", [Sample(35, 33, dim=4), Sample(35, 21, 3, dim=4)], ids=str)
+def test_partial_sums_of_narrow_features(sample, dtype):
+    """Few rows a program, of many prototypes: their partial sums must not reach the coefficients."""
+    f, w, y = sample.inputs(dtype)
+    got = value_and_grads(FEW, f, w, y, **sample.keywords)
+    wide = (x.double() for x in (f, w))
+    expected = value_and_grads(reference.cfal_loss, *wide, y, **sample.keywords)
+    for a, b in zip(got, expected, strict=True):
+        assert relative_error(a, b) < TOLERANCE[dtype]
 
 
 def test_rows_on_their_prototypes_have_no_gradient():

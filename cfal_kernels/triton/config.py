@@ -13,6 +13,9 @@ from dataclasses import dataclass
 PROGRAMS = 512
 #: Rows that a chunk of the backward has at least, so that partial sums stay few.
 CHUNK_ROWS = 32
+#: Rows that a program of the forward has at least: the saved buffer holds B + 4 float64 numbers for
+#: the three partial sums of every program.
+LEAST_ROWS = 4
 
 
 def power_of_two(n: int) -> int:
@@ -29,7 +32,7 @@ class FewForward:
     """Tiles of the forward for few prototypes.
 
     Attributes:
-        b_r: rows of a program.
+        b_r: rows of a program, `LEAST_ROWS` or more.
         b_d: features of a step, for rows against prototypes.
         b_p: features of a step, for prototypes against prototypes in float64.
         num_warps: warps of a program.
@@ -39,6 +42,11 @@ class FewForward:
     b_d: int
     b_p: int
     num_warps: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for fewer rows than the saved buffer has room for."""
+        if self.b_r < LEAST_ROWS:
+            raise ValueError(f"b_r must be >= {LEAST_ROWS}, got {self.b_r}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ def few_forward(rows: int, prototypes: int, dim: int, itemsize: int) -> FewForwa
     """
     warps = 8 if prototypes * dim > 2048 else 4
     elements = warps * 32 * 32 * 4 // itemsize
-    b_r = 16 if rows >= 4096 and prototypes <= 32 else 4
-    while b_r > 1 and b_r * prototypes * 16 > elements:
+    b_r = 16 if rows >= 4096 and prototypes <= 32 else LEAST_ROWS
+    while b_r > LEAST_ROWS and b_r * prototypes * 16 > elements:
         b_r //= 2
     widest = power_of_two(dim)
     b_d = _bounded(elements // (b_r * prototypes), 1, min(widest, 512))

@@ -38,6 +38,8 @@ FEW = {
     "more-rows-than-blocks": Sample(1_100_003, 3, dim=5),
     "centres": Sample(130, 9, 3, dim=200),
     "all-64": Sample(300, 64, dim=129),
+    "all-64-narrow": Sample(300, 64, dim=9),
+    "centres-narrow": Sample(300, 21, 3, dim=5),
     "near": Sample(257, 9, dim=130, distance=0.05),
     "far": Sample(257, 9, dim=130, distance=3.0),
 }
