@@ -12,13 +12,14 @@ namespace cfal {
 namespace CFAL_ISA {
 
 constexpr int64_t kDistanceBlock = 512;
-constexpr int kTileRows = 4;
-constexpr int kTilePrototypes =
-    kVectorBytes == 64 ? 4 : 2;  // kTileRows * kTilePrototypes accumulators in registers
+// Accumulators of a tile, besides its rows and one prototype, fit the vector registers: 32 of AVX-512,
+// 16 elsewhere. There are more of them than a fused multiply-add takes cycles, times two a cycle.
+constexpr int kTileRows = kVectorBytes == 64 ? 4 : 3;
+constexpr int kTilePrototypes = kVectorBytes == 64 ? 4 : 3;
 
 // q[r * ldq + p] += sum over n features of (f[r] - w[p])^2; f: R rows at stride ldf, w: P rows at
-// stride ldw.
-template <class T, int R, int P>
+// stride ldw. kAhead: also fetches the R rows after f, each of which may start a new page.
+template <class T, int R, int P, bool kAhead>
 inline void add_distances(const T* f, int64_t ldf, const T* w, int64_t ldw, int64_t n, double* q,
                           int64_t ldq) {
   Vec<T> sum[R][P];
@@ -32,7 +33,7 @@ inline void add_distances(const T* f, int64_t ldf, const T* w, int64_t ldw, int6
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       fr[r] = load(f + r * ldf + d);
-      __builtin_prefetch(f + (R + r) * ldf + d);  // the next rows may start a new page each
+      if (kAhead) __builtin_prefetch(f + (R + r) * ldf + d);
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
@@ -59,18 +60,36 @@ inline void add_distances(const T* f, int64_t ldf, const T* w, int64_t ldw, int6
     for (int p = 0; p < P; ++p) q[r * ldq + p] += sum_lanes<T>(sum[r][p]);
 }
 
-template <class T, int R>
+template <class T, int R, bool kAhead>
 inline void add_distances_to_group(int prototypes, const T* f, int64_t ldf, const T* w, int64_t ldw,
                                    int64_t n, double* q, int64_t ldq) {
+  static_assert(kTilePrototypes <= 4);
   switch (prototypes) {
     case 1:
-      return add_distances<T, R, 1>(f, ldf, w, ldw, n, q, ldq);
+      return add_distances<T, R, 1, kAhead>(f, ldf, w, ldw, n, q, ldq);
     case 2:
-      return add_distances<T, R, 2>(f, ldf, w, ldw, n, q, ldq);
+      return add_distances<T, R, 2, kAhead>(f, ldf, w, ldw, n, q, ldq);
     case 3:
-      return add_distances<T, R, 3>(f, ldf, w, ldw, n, q, ldq);
+      return add_distances<T, R, 3, kAhead>(f, ldf, w, ldw, n, q, ldq);
     default:
-      return add_distances<T, R, 4>(f, ldf, w, ldw, n, q, ldq);
+      if constexpr (kTilePrototypes == 4)
+        add_distances<T, R, 4, kAhead>(f, ldf, w, ldw, n, q, ldq);
+  }
+}
+
+// R rows against `count` prototypes, in groups of nearly equal size: 9 as 3 + 3 + 3 rather than 4 +
+// 4 + 1.
+template <class T, int R>
+inline void add_distances_to_all(const T* f, int64_t ldf, const T* w, int64_t ldw, int64_t count,
+                                 int64_t n, double* q, int64_t ldq) {
+  const int64_t groups = (count + kTilePrototypes - 1) / kTilePrototypes;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t k = g * count / groups;
+    const int size = static_cast<int>((g + 1) * count / groups - k);
+    if (g == 0)
+      add_distances_to_group<T, R, true>(size, f, ldf, w, ldw, n, q, ldq);
+    else
+      add_distances_to_group<T, R, false>(size, f, ldf, w + k * ldw, ldw, n, q + k, ldq);
   }
 }
 
@@ -83,9 +102,6 @@ void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_
                        int64_t D, double* q, int64_t ldq, int64_t first = 0, T* packed = nullptr) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = first; k < K; ++k) q[r * ldq + k] = 0.0;
-  // Groups of nearly equal size: 9 prototypes as 3 + 3 + 3 rather than 4 + 4 + 1.
-  const int64_t count = K - first;
-  const int64_t groups = (count + kTilePrototypes - 1) / kTilePrototypes;
   for (int64_t block = 0; block < D; block += kDistanceBlock) {
     const int64_t n = D - block < kDistanceBlock ? D - block : kDistanceBlock;
     const bool pack = packed != nullptr && D > kDistanceBlock && rows > kTileRows;
@@ -93,29 +109,17 @@ void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_
       for (int64_t k = first; k < K; ++k)
         __builtin_memcpy(packed + k * kDistanceBlock, w + k * ldw + block,
                          static_cast<size_t>(n) * sizeof(T));
-    const T* const prototypes = pack ? packed : w + block;
+    const T* const prototypes = pack ? packed + first * kDistanceBlock : w + first * ldw + block;
     const int64_t stride = pack ? kDistanceBlock : ldw;
     for (int64_t r = 0; r < rows; r += kTileRows) {
-      const T* fr = f + r * ldf + block;
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t k = first + g * count / groups;
-        const int size = static_cast<int>(first + (g + 1) * count / groups - k);
-        const T* wk = prototypes + k * stride;
-        double* out = q + r * ldq + k;
-        switch (rows - r) {
-          case 1:
-            add_distances_to_group<T, 1>(size, fr, ldf, wk, stride, n, out, ldq);
-            break;
-          case 2:
-            add_distances_to_group<T, 2>(size, fr, ldf, wk, stride, n, out, ldq);
-            break;
-          case 3:
-            add_distances_to_group<T, 3>(size, fr, ldf, wk, stride, n, out, ldq);
-            break;
-          default:
-            add_distances_to_group<T, kTileRows>(size, fr, ldf, wk, stride, n, out, ldq);
-        }
-      }
+      const T* const fr = f + r * ldf + block;
+      double* const out = q + r * ldq + first;
+      if (rows - r >= kTileRows)
+        add_distances_to_all<T, kTileRows>(fr, ldf, prototypes, stride, K - first, n, out, ldq);
+      else
+        for (int64_t i = 0; i < rows - r; ++i)
+          add_distances_to_all<T, 1>(fr + i * ldf, ldf, prototypes, stride, K - first, n,
+                                     out + i * ldq, ldq);
     }
   }
 }
@@ -148,7 +152,7 @@ template <class T>
 inline double squared_distance(const T* f, const T* w, int64_t D) {
   double q = 0.0;
   for (int64_t block = 0; block < D; block += kDistanceBlock)
-    add_distances<T, 1, 1>(f + block, 0, w + block, 0,
+    add_distances<T, 1, 1, false>(f + block, 0, w + block, 0,
                            D - block < kDistanceBlock ? D - block : kDistanceBlock, &q, 0);
   return q < __builtin_inf() ? q : repair_distance(f, w, D);
 }

@@ -72,12 +72,14 @@ inline void store_first(T* p, Vec<T> v, int64_t n) {
 // Sum of the lanes in double, halving in a fixed order (lane i with lane i + n / 2).
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-#if defined(__AVX512F__) && __has_builtin(__builtin_shufflevector) && \
+#if defined(__AVX2__) && __has_builtin(__builtin_shufflevector) && \
     __has_builtin(__builtin_convertvector)
   // The same additions as below, kept in registers: this runs once for every distance.
-  typedef double Double8 __attribute__((vector_size(64)));
   typedef double Double4 __attribute__((vector_size(32)));
   typedef double Double2 __attribute__((vector_size(16)));
+  Double4 d4;
+#if defined(__AVX512F__)
+  typedef double Double8 __attribute__((vector_size(64)));
   Double8 d;
   if constexpr (sizeof(T) == 4)
     d = __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Double8) +
@@ -85,8 +87,14 @@ inline double sum_lanes(Vec<T> v) {
                                 Double8);
   else
     d = v;
-  const Double4 d4 =
-      __builtin_shufflevector(d, d, 0, 1, 2, 3) + __builtin_shufflevector(d, d, 4, 5, 6, 7);
+  d4 = __builtin_shufflevector(d, d, 0, 1, 2, 3) + __builtin_shufflevector(d, d, 4, 5, 6, 7);
+#else
+  if constexpr (sizeof(T) == 4)
+    d4 = __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3), Double4) +
+         __builtin_convertvector(__builtin_shufflevector(v, v, 4, 5, 6, 7), Double4);
+  else
+    d4 = v;
+#endif
   const Double2 d2 = __builtin_shufflevector(d4, d4, 0, 1) + __builtin_shufflevector(d4, d4, 2, 3);
   return d2[0] + d2[1];
 #else
