@@ -20,36 +20,40 @@ constexpr int64_t kChunkRows = 512;  // rows that a chunk has at least
 // Rows pulled together: their features and sums fill about half of the vector registers.
 constexpr int64_t kTileRowsBackward = kVectorBytes == 64 ? 8 : 4;
 
-// Columns of a tile: the tiles of w and grad_w fit the L1 cache together.
+// Columns of a tile: its rows are long enough for the processor to see them coming, and the tiles of
+// w and grad_w stay next to the L1 cache.
 template <class T>
 inline int64_t tile_columns(int64_t K) {
-  const int64_t columns = 24576 / (2 * K * static_cast<int64_t>(sizeof(T)));
-  if (columns >= 256) return 256;
+  const int64_t columns = 40960 / (2 * K * static_cast<int64_t>(sizeof(T)));
+  if (columns >= 512) return 512;
   return columns < 64 ? 64 : columns / 64 * 64;
 }
 
-// One register of columns of R rows; n < kLanes: the last columns.
-template <class T, int R, bool kFeatures, bool kPrototypes, bool kFull>
+// One register of columns of R rows; n < kLanes: the last columns. kAhead: also fetches the R rows
+// that follow, of f and of gf, each of which may start a new page.
+template <class T, int R, bool kFeatures, bool kPrototypes, bool kFull, bool kAhead>
 inline void pull_lanes(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K,
                        int64_t n, T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
   Vec<T> fr[R], sum[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     fr[r] = kFull ? load(f + r * ldf) : load_first(f + r * ldf, n);
-    if (kFull) __builtin_prefetch(f + (R + r) * ldf);  // the next rows start a new page each
+    if (kAhead) __builtin_prefetch(f + (R + r) * ldf);
+    if (kAhead && kFeatures) __builtin_prefetch(gf + (R + r) * ldgf, 1);
     sum[r] = Vec<T>{};
   }
   for (int64_t k = 0; k < K; ++k) {
     const Vec<T> wk = kFull ? load(w + k * ldw) : load_first(w + k * ldw, n);
-    Vec<T> gk{};
-    if (kPrototypes) gk = load(gw + k * ldgw);
+    Vec<T> even{}, odd{};  // two chains of additions, half as long
+    if (kPrototypes) even = load(gw + k * ldgw);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec<T> difference = fr[r] - wk;
-      if (kFeatures) sum[r] -= e[r * K + k] * difference;
-      if (kPrototypes) gk += e[r * K + k] * difference;
+      const T er = e[k * kTileRowsBackward + r];
+      if (kFeatures) sum[r] -= er * difference;
+      if (kPrototypes) (r % 2 == 0 ? even : odd) += er * difference;
     }
-    if (kPrototypes) store(gw + k * ldgw, gk);
+    if (kPrototypes) store(gw + k * ldgw, even + odd);
   }
   if (kFeatures) {
 #pragma GCC unroll 8
@@ -62,20 +66,27 @@ inline void pull_lanes(const T* f, int64_t ldf, const T* e, const T* w, int64_t 
   }
 }
 
-// R rows: f, gf [R, n]; e [R, K]; w, gw [K, n] at strides ldw, ldgw. gf is written, gw added to;
-// either may be left out.
+// R rows: f, gf [R, n]; e [K, kTileRowsBackward], from the first of the R rows on; w, gw [K, n] at
+// strides ldw, ldgw. gf is written, gw added to; either may be left out.
 template <class T, int R, bool kFeatures, bool kPrototypes>
 inline void pull(const T* f, int64_t ldf, const T* e, const T* w, int64_t ldw, int64_t K, int64_t n,
                  T* gf, int64_t ldgf, T* gw, int64_t ldgw) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));  // of the cache
   int64_t d = 0;
-  for (; d + kLanes<T> <= n; d += kLanes<T>)
-    pull_lanes<T, R, kFeatures, kPrototypes, true>(f + d, ldf, e, w + d, ldw, K, kLanes<T>,
-                                                   kFeatures ? gf + d : gf, ldgf,
-                                                   kPrototypes ? gw + d : gw, ldgw);
-  if (d < n)
-    pull_lanes<T, R, kFeatures, kPrototypes, false>(f + d, ldf, e, w + d, ldw, K, n - d,
-                                                    kFeatures ? gf + d : gf, ldgf,
-                                                    kPrototypes ? gw + d : gw, ldgw);
+  const auto lanes = [&]<bool kFull, bool kAhead>(int64_t count) {
+    pull_lanes<T, R, kFeatures, kPrototypes, kFull, kAhead>(f + d, ldf, e, w + d, ldw, K, count,
+                                                            kFeatures ? gf + d : gf, ldgf,
+                                                            kPrototypes ? gw + d : gw, ldgw);
+    d += count;
+  };
+  while (d + kLine <= n) {
+    lanes.template operator()<true, true>(kLanes<T>);
+#pragma GCC unroll 4
+    for (int64_t l = kLanes<T>; l < kLine; l += kLanes<T>)
+      lanes.template operator()<true, false>(kLanes<T>);
+  }
+  while (d + kLanes<T> <= n) lanes.template operator()<true, false>(kLanes<T>);
+  if (d < n) lanes.template operator()<false, false>(n - d);
 }
 
 template <int n>
@@ -89,7 +100,7 @@ inline void pull_rows(int64_t rows, const T* f, int64_t ldf, const T* e, const T
   // At most one group of each size: 7 = 4 + 2 + 1.
   const auto group = [&](auto size, int64_t r) {
     pull<T, decltype(size)::value, kFeatures, kPrototypes>(
-        f + r * ldf, ldf, e + r * K, w, ldw, K, n, kFeatures ? gf + r * ldgf : gf, ldgf, gw, ldgw);
+        f + r * ldf, ldf, e + r, w, ldw, K, n, kFeatures ? gf + r * ldgf : gf, ldgf, gw, ldgw);
   };
   int64_t r = 0;
   if constexpr (kTileRowsBackward == 8)
@@ -152,11 +163,12 @@ class FewBackward {
   // Rows [first, last), columns from `column` on; grad_w goes to totals [chunk].
   void run_task(int64_t first, int64_t last, int64_t column, int64_t chunk) {
     const int64_t K = p_.K(), D = p_.D, n = D - column < tile_ ? D - column : tile_;
-    const int64_t padded = (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    // Whole registers, and a cache line more: rows a power of two apart share few cache sets.
+    const int64_t padded = (n + kLanes<T> - 1) / kLanes<T> * kLanes<T> +
+                           64 / static_cast<int64_t>(sizeof(T));
     FeatureRows<T> features(p_, kTileRowsBackward, tile_);
     Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * padded),
         finite(kTileRowsBackward * n), local(grad_prototypes_ ? K * padded : 0);
-    // The tile of the prototypes together: rows a power of two apart share few cache sets.
     Scratch<T> w(K * padded);
     for (int64_t k = 0; k < K; ++k)
       __builtin_memcpy(w.get() + k * padded, prototypes_.row(k) + column,
@@ -221,8 +233,9 @@ class FewBackward {
       const T g = ignored ? T{0} : static_cast<T>(upstream_.at(i + r));
       bool any = false;
       for (int64_t k = 0; k < K; ++k) {
-        e[r * K + k] = ignored ? T{0} : g * c[k];
-        any |= e[r * K + k] != T{0};
+        const T value = ignored ? T{0} : g * c[k];
+        e[k * kTileRowsBackward + r] = value;
+        any |= value != T{0};
       }
       pulls[r] = any;
       pulling += any;
@@ -252,7 +265,7 @@ class FewBackward {
         const T* w = prototypes_.get() + column;
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t k = 0; k < K; ++k)
-            e[r * K + k] = static_cast<T>(-diversity_slope_ * pairs[r * layout_.stride() + k]);
+            e[k * kTileRowsBackward + r] = static_cast<T>(-diversity_slope_ * pairs[r * layout_.stride() + k]);
         pull_rows<T, true, false>(rows, w + first * D, D, e.get(), w, D, K, n, out.get(), n,
                                   nullptr, 0);
       } else {
