@@ -31,10 +31,12 @@ ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "none", "cpu", "cuda")
 TORCH_CPU = "cfal_torch_cpu"
 TORCH_CUDA = "cfal_torch_cuda"
+TORCH_AUTOGRAD = "cfal_torch_autograd"
 NUMPY_DOOR = "_numpy_door"
 OPTIONS = {
     TORCH_CPU: "CFAL_TORCH_CPU",
     TORCH_CUDA: "CFAL_TORCH_CUDA",
+    TORCH_AUTOGRAD: "CFAL_TORCH_AUTOGRAD",
     NUMPY_DOOR: "CFAL_NUMPY_DOOR",
 }
 OLDEST_TORCH = (2, 10)
@@ -257,9 +259,10 @@ class NativeBuild:
         if torch:
             self.record["torch_headers"] = note
             self.want(TORCH_CPU, f"-DCFAL_TORCH_DIR={torch}")
+            self.want(TORCH_AUTOGRAD)
             self.plan_cuda(torch)
         else:
-            reasons[TORCH_CPU] = reasons[TORCH_CUDA] = note
+            reasons.update(dict.fromkeys((TORCH_CPU, TORCH_AUTOGRAD, TORCH_CUDA), note))
         if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
             reasons[NUMPY_DOOR] = "no Python.h; install the headers of Python (python3-dev)"
         elif importlib.util.find_spec("pybind11") is None:

@@ -9,6 +9,7 @@ from typing import Any
 FOLDER = Path(__file__).parent / "_lib"
 TORCH_CPU = "cfal_torch_cpu"
 TORCH_CUDA = "cfal_torch_cuda"
+TORCH_AUTOGRAD = "cfal_torch_autograd"
 NUMPY_DOOR = "_numpy_door"
 
 

@@ -1,4 +1,8 @@
-"""The one autograd function in front of every pair of fused operators."""
+"""The one autograd function in front of every pair of fused operators.
+
+It stands here in Python, for every torch and for tracing, and in csrc/torch/autograd.cpp, which
+serves ordinary calls where it was built for the torch at hand. The two do the same.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +104,9 @@ def apply(
             # notice.
             return FusedLoss.apply(*arguments)
         elif needs_grad:
-            return _apply(*arguments)
+            if operators.loss is None:
+                return _apply(*arguments)
+            return operators.loss(features, prototypes, target, class_weights, *parameters)
         if prototypes.dim() == 2:
             prototypes = prototypes.unsqueeze(1)
         return operators.forward(features, prototypes, target, class_weights, *parameters, False)[0]

@@ -19,6 +19,7 @@ def build_info() -> dict[str, Any]:
         ``objects``: name to path, or None;
         ``isa_in_use``: instruction set that the kernels chose on this machine, or None if unknown;
         ``numpy_door``: "available" or the reason why not;
+        ``autograd_function``: "C++", or the reason why it is the slower one in Python;
         ``torch``: version at run time, or None;
         ``backends``: name to "available" or the reason why not, for few float32 prototypes on the
         backend's own device;
@@ -29,10 +30,10 @@ def build_info() -> dict[str, Any]:
         >>> build_info()["backends"]["cpu"]
         'available'
     """
-    names = (_build.TORCH_CPU, _build.TORCH_CUDA, _build.NUMPY_DOOR)
+    names = (_build.TORCH_CPU, _build.TORCH_CUDA, _build.TORCH_AUTOGRAD, _build.NUMPY_DOOR)
     paths = {name: _build.find(name) for name in names}
     facts, door = _numpy_door()
-    version, backends = _torch()
+    version, autograd, backends = _torch()
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -42,6 +43,7 @@ def build_info() -> dict[str, Any]:
         "isa_in_use": facts.get("isa_in_use"),
         "numpy_door": door,
         "torch": version,
+        "autograd_function": autograd,
         "backends": backends,
         "hardware": {name: list(map(str, passes)) for name, passes in hardware.passes.items()},
     }
@@ -56,12 +58,13 @@ def _numpy_door() -> tuple[dict[str, Any], str]:
         return {}, str(error)
 
 
-def _torch() -> tuple[str | None, dict[str, str]]:
+def _torch() -> tuple[str | None, str | None, dict[str, str]]:
     try:
         import torch
     except ImportError as error:
         names = ("cuda", "triton", "cpu", "reference")
-        return None, dict.fromkeys(names, f"torch cannot be imported: {error}")
+        return None, None, dict.fromkeys(names, f"torch cannot be imported: {error}")
+    from . import ops
     from ._regime import FEW
     from .backends import BACKENDS
 
@@ -70,7 +73,9 @@ def _torch() -> tuple[str | None, dict[str, str]]:
         name: backend.refuses(devices.get(name, "cpu"), torch.float32, torch.float32, FEW)
         for name, backend in BACKENDS.items()
     }
-    return torch.__version__, {name: why or "available" for name, why in refusals.items()}
+    autograd = f"Python: {ops.autograd_unavailable}" if ops.autograd_unavailable else "C++"
+    available = {name: why or "available" for name, why in refusals.items()}
+    return torch.__version__, autograd, available
 
 
 def _lines(key: str, value: Any, indent: int = 0) -> list[str]:

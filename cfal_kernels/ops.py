@@ -15,20 +15,26 @@ from .distance import compute_dtype
 
 
 class Operators(NamedTuple):
-    """Forward and backward of one backend, with the schemas of csrc/torch/schema.cpp."""
+    """Forward and backward of one backend, with the schemas of csrc/torch/schema.cpp.
+
+    `loss`, where it is there, is the two behind an autograd function in C++.
+    """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor]]
+    loss: Callable[..., Tensor] | None = None
 
 
 #: Why the compiled CPU operators are absent, or "" when they are loaded.
 unavailable: str = ""
 #: Why the operators have no kernels for CUDA tensors, or "" when they have.
 cuda_unavailable: str = ""
+#: Why the autograd function is the one in Python, or "" when it is the one in C++.
+autograd_unavailable: str = ""
 #: `torch.ops.cfal.forward.default` and `.backward.default`, or None when the library is absent.
 forward = None
 backward = None
-#: The two together, as `autograd.apply` takes them.
+#: Both, and `torch.ops.cfal.loss.default` or None, as `autograd.apply` takes them.
 compiled: Operators | None = None
 
 # Mirrors csrc/core/saved.h, in elements.
@@ -84,9 +90,23 @@ def _load_cuda() -> str:
     return _load_library(library)
 
 
+def _load_autograd() -> str:
+    """Loads the autograd function in C++ and returns why it could not, or "".
+
+    It is not on the stable ABI: under another torch than its own it could crash.
+    """
+    library = _build.find(_build.TORCH_AUTOGRAD)
+    if library is None:
+        return _build.why_missing(_build.TORCH_AUTOGRAD)
+    built_for = _build.record().get("torch_headers")
+    if built_for != torch.__version__:
+        return f"{library.name} was built for torch {built_for}, this is torch {torch.__version__}"
+    return _load_library(library)
+
+
 def _load() -> str:
     """Loads the CPU library and returns why it could not, or ""."""
-    global forward, backward, compiled
+    global forward, backward, compiled, autograd_unavailable
     library = _build.find(_build.TORCH_CPU)
     if library is None:
         return _build.why_missing(_build.TORCH_CPU)
@@ -94,7 +114,9 @@ def _load() -> str:
         return reason
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default
-    compiled = Operators(forward, backward)
+    autograd_unavailable = _load_autograd()
+    loss = None if autograd_unavailable else torch.ops.cfal.loss.default
+    compiled = Operators(forward, backward, loss)
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
     return ""

@@ -33,7 +33,7 @@ def record() -> dict:
 def test_record_tells_what_was_built(record):
     assert record["version"] == cfal_kernels.__version__
     assert record["mode"] in ("auto", "none", "cpu", "cuda")
-    names = {"cfal_torch_cpu", "cfal_torch_cuda", "_numpy_door"}
+    names = {"cfal_torch_cpu", "cfal_torch_autograd", "cfal_torch_cuda", "_numpy_door"}
     assert set(record["objects"]) | set(record["reasons"]) == names
     assert not set(record["objects"]) & set(record["reasons"])
     for name in record["objects"].values():
@@ -62,7 +62,7 @@ def test_torch_object_ties_to_no_machine(record):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files")
-@pytest.mark.parametrize("name", ["cfal_torch_cpu", "_numpy_door"])
+@pytest.mark.parametrize("name", ["cfal_torch_cpu", "cfal_torch_autograd", "_numpy_door"])
 def test_objects_export_only_their_entry_points(record, name):
     if name not in record["objects"]:
         pytest.skip(record["reasons"][name])
@@ -131,7 +131,7 @@ class TestModes:
         done = _plan(tmp_path, CFAL_BUILD="none")
         assert done.returncode == 0 and "not built" not in done.stderr
         record = json.loads((tmp_path / "out/cfal_kernels/_lib/build.json").read_text())
-        names = {"cfal_torch_cpu", "cfal_torch_cuda", "_numpy_door"}
+        names = {"cfal_torch_cpu", "cfal_torch_autograd", "cfal_torch_cuda", "_numpy_door"}
         assert set(record["reasons"]) == names
 
     @pytest.mark.parametrize(

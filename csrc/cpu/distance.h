@@ -12,8 +12,9 @@ namespace cfal {
 namespace CFAL_ISA {
 
 constexpr int64_t kDistanceBlock = 512;
-// Accumulators of a tile, besides its rows and one prototype, fit the vector registers: 32 of AVX-512,
-// 16 elsewhere. There are more of them than a fused multiply-add takes cycles, times two a cycle.
+// Accumulators of a tile, besides its rows and one prototype, fit the vector registers: 32 of
+// AVX-512, 16 elsewhere. There are more of them than a fused multiply-add takes cycles, times two a
+// cycle.
 constexpr int kTileRows = kVectorBytes == 64 ? 4 : 3;
 constexpr int kTilePrototypes = kVectorBytes == 64 ? 4 : 3;
 
@@ -72,8 +73,7 @@ inline void add_distances_to_group(int prototypes, const T* f, int64_t ldf, cons
     case 3:
       return add_distances<T, R, 3, kAhead>(f, ldf, w, ldw, n, q, ldq);
     default:
-      if constexpr (kTilePrototypes == 4)
-        add_distances<T, R, 4, kAhead>(f, ldf, w, ldw, n, q, ldq);
+      if constexpr (kTilePrototypes == 4) add_distances<T, R, 4, kAhead>(f, ldf, w, ldw, n, q, ldq);
   }
 }
 
@@ -153,7 +153,7 @@ inline double squared_distance(const T* f, const T* w, int64_t D) {
   double q = 0.0;
   for (int64_t block = 0; block < D; block += kDistanceBlock)
     add_distances<T, 1, 1, false>(f + block, 0, w + block, 0,
-                           D - block < kDistanceBlock ? D - block : kDistanceBlock, &q, 0);
+                                  D - block < kDistanceBlock ? D - block : kDistanceBlock, &q, 0);
   return q < __builtin_inf() ? q : repair_distance(f, w, D);
 }
 

@@ -20,8 +20,8 @@ constexpr int64_t kChunkRows = 512;  // rows that a chunk has at least
 // Rows pulled together: their features and sums fill about half of the vector registers.
 constexpr int64_t kTileRowsBackward = kVectorBytes == 64 ? 8 : 4;
 
-// Columns of a tile: its rows are long enough for the processor to see them coming, and the tiles of
-// w and grad_w stay next to the L1 cache.
+// Columns of a tile: its rows are long enough for the processor to see them coming, and the tiles
+// of w and grad_w stay next to the L1 cache.
 template <class T>
 inline int64_t tile_columns(int64_t K) {
   const int64_t columns = 40960 / (2 * K * static_cast<int64_t>(sizeof(T)));
@@ -164,8 +164,8 @@ class FewBackward {
   void run_task(int64_t first, int64_t last, int64_t column, int64_t chunk) {
     const int64_t K = p_.K(), D = p_.D, n = D - column < tile_ ? D - column : tile_;
     // Whole registers, and a cache line more: rows a power of two apart share few cache sets.
-    const int64_t padded = (n + kLanes<T> - 1) / kLanes<T> * kLanes<T> +
-                           64 / static_cast<int64_t>(sizeof(T));
+    const int64_t padded =
+        (n + kLanes<T> - 1) / kLanes<T> * kLanes<T> + 64 / static_cast<int64_t>(sizeof(T));
     FeatureRows<T> features(p_, kTileRowsBackward, tile_);
     Scratch<T> e(kTileRowsBackward * K), out(kTileRowsBackward * padded),
         finite(kTileRowsBackward * n), local(grad_prototypes_ ? K * padded : 0);
@@ -265,7 +265,8 @@ class FewBackward {
         const T* w = prototypes_.get() + column;
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t k = 0; k < K; ++k)
-            e[k * kTileRowsBackward + r] = static_cast<T>(-diversity_slope_ * pairs[r * layout_.stride() + k]);
+            e[k * kTileRowsBackward + r] =
+                static_cast<T>(-diversity_slope_ * pairs[r * layout_.stride() + k]);
         pull_rows<T, true, false>(rows, w + first * D, D, e.get(), w, D, K, n, out.get(), n,
                                   nullptr, 0);
       } else {
