@@ -99,7 +99,7 @@ def test_values_that_are_not_finite_reach_the_loss(value):
 @every_dtype
 @pytest.mark.parametrize("sample", [Sample(35, 33, dim=4), Sample(35, 21, 3, dim=4)], ids=str)
 def test_partial_sums_of_narrow_features(sample, dtype):
-    """Few rows a program, of many prototypes: their partial sums must not reach the coefficients."""
+    """Few rows a program: its partial sums must not reach the coefficients behind them."""
     f, w, y = sample.inputs(dtype)
     got = value_and_grads(FEW, f, w, y, **sample.keywords)
     wide = (x.double() for x in (f, w))
