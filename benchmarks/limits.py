@@ -1,0 +1,112 @@
+"""What the goals of run.py would leave, beside parts of a step that no implementation is without.
+
+    python benchmarks/limits.py                      writes results/limits.csv
+
+Of every shape, in interleaved rounds in one process:
+
+- record: recording one multiplication of a scalar and its backward(), the least that autograd costs
+- bytes: reading the features twice and writing their gradient once, as a sum and a copy of torch
+- products: the three matrix products of a step (f w^T, e w, e^T f) by torch's BLAS, whole
+
+A goal of "n times faster than p" leaves p / n; it is out of reach where record and the larger of
+bytes and products already take longer. Few prototypes take no matrix products, but as many
+multiply-adds, so for them products is no bound, only a scale.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from providers import make_step
+from run import describe, environment
+from shapes import SHAPES, Case, Inputs, make_inputs
+
+OUT = Path(__file__).resolve().parent / "results" / "limits.csv"
+OPPONENTS = ("gemm", "gemm-compile", "broadcast-compile", "fused")
+LARGEST = 2e9  # multiply-adds of a product; beyond it one round takes seconds
+SECONDS, MOST_ROUNDS = 8.0, 100
+COLUMNS = ("B", "C", "M", "D", "dtype", "features", "kernel", "part", "p50_us", "device", "threads",
+           "torch", "isa", "version", "commit", "date")  # fmt: skip
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    rows = []
+    for case in SHAPES["full"]:
+        if case.features != "random" or case.B * case.C * case.D > LARGEST:
+            continue
+        torch.compiler.reset()
+        medians = measure(case)
+        facts = {**describe(case), **environment(2)}
+        rows += [{**facts, "part": part, "p50_us": f"{1e6 * s:.1f}"} for part, s in medians.items()]
+        print(report(case, medians), flush=True)
+    with OUT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parts(inputs: Inputs) -> dict[str, Callable[[], object]]:
+    """The parts that every implementation has, as calls."""
+    features, prototypes = inputs.features.detach(), inputs.prototypes.detach()
+    scalar = torch.ones((), requires_grad=True)
+    grad, coefficients = torch.empty_like(features), features @ prototypes.t()
+
+    def record() -> None:
+        scalar.grad = None
+        (scalar * 2.0).backward()
+
+    def bytes_() -> None:
+        features.sum()
+        grad.copy_(features)
+
+    def products() -> None:
+        torch.mm(features, prototypes.t())
+        torch.mm(coefficients, prototypes)
+        torch.mm(coefficients.t(), features)
+
+    return {"record": record, "bytes": bytes_, "products": products}
+
+
+def measure(case: Case) -> dict[str, float]:
+    """Median seconds of each part and of each opponent's whole step."""
+    inputs = make_inputs(case)
+    calls = parts(inputs)
+    for name in OPPONENTS:
+        if name not in case.left_out:
+            calls[name] = make_step(name, inputs).both
+    for call in calls.values():  # compiles, packs, fills caches
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for _ in range(MOST_ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+        if time.perf_counter() - begin > SECONDS:
+            break
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(case: Case, medians: dict[str, float]) -> str:
+    """Microseconds: the parts, what the goals leave, and what the fused step takes."""
+    words = [f"{case}:", *(f"{name} {1e6 * s:.0f}" for name, s in medians.items())]
+    compiled = min(s for name, s in medians.items() if name.endswith("compile"))
+    for name, goal, opponent in (
+        ("GEMM", case.goals.gemm, medians["gemm"]),
+        ("compile", case.goals.compiled, compiled),
+    ):
+        if goal:
+            words.append(f"| {goal:g}x of {name} leaves {1e6 * opponent / goal:.0f}")
+    return " ".join(words)
+
+
+if __name__ == "__main__":
+    main()
