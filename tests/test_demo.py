@@ -85,7 +85,7 @@ def test_idc_can_be_limited_to_some_patients(idc_folder: Path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "absent", "no such folder"),
+        (lambda folder: folder / "absent", "no such file or folder"),
         (lambda folder: folder, "empty folder"),
     ],
 )
@@ -101,8 +101,17 @@ def test_unusable_folder_is_one_line_and_status_2(make, message, tmp_path, capsy
 def test_too_few_patients_are_known_before_training(
     idc_folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert command.main(["--data", str(idc_folder), "--max-patches", "24"]) == 2
-    assert "3 patients are too few" in capsys.readouterr().err
+    assert command.main(["--data", str(idc_folder), "--max-patches", "16"]) == 2
+    assert "2 patients are too few" in capsys.readouterr().err
+
+
+def test_a_limit_that_leaves_one_class_is_named(tmp_path: Path, capsys):
+    for patient in range(4):
+        path = tmp_path / str(patient) / str(patient % 2) / "patch.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (50, 50)).save(path)
+    assert command.main(["--data", str(tmp_path), "--max-patches", "1"]) == 2
+    assert "--max-patches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,16 @@ class Collection:
     def file(self, row: int) -> Path:
         """The file of one image; an .npz has none per image."""
         return self.folder / str(self.paths[row])
+
+    def take(self, rows: np.ndarray) -> Collection:
+        """Some of the images, in the order of `rows`; not of an .npz, which is read as a whole."""
+        return dataclasses.replace(
+            self,
+            paths=self.paths[rows],
+            labels=self.labels[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            split=None if self.split is None else self.split[rows],
+        )
 
     def counts(self) -> list[int]:
         """Number of images per class."""

@@ -1,5 +1,6 @@
 """The demo: losses compared on one task, in one printout (`python -m cfal_experiments.demo`).
 
-It is small on purpose: a training loop of one screen, images in memory, no files written. The
-harness around it trains the same losses and models on whole data sets.
+Data, splits, batches, models, losses, optimizers and scores are the harness's. The demo has a
+training loop of one screen in place of the harness's runs, keeps images in memory and leaves no
+files.
 """

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
+
+from cfal_experiments.comparison.report import spread
+from cfal_experiments.evaluation import tables
 
 Scores = Mapping[str, Sequence[Mapping[str, float]]]  # loss -> one dict of scores per seed
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their content, the first flush left, the others flush right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def mean_and_sd(values: Sequence[float]) -> str:
-    """Mean and, from two values on, the sample standard deviation, in per cent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else mean
+def indented(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, two spaces to the right."""
+    return textwrap.indent(tables.table(header, rows), "  ")
 
 
 def score_table(scores: Scores, columns: Sequence[str]) -> str:
     """One row per loss, one column per score."""
     rows = [
-        [loss, *(mean_and_sd([seed[column] for seed in results]) for column in columns)]
+        [loss, *(spread([seed[column] for seed in results]) for column in columns)]
         for loss, results in scores.items()
     ]
-    return table(["loss", *columns], rows)
+    return indented(["loss", *columns], rows)
 
 
 def paired_difference(scores: Scores, loss: str, other: str, score: str) -> str:

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 import cfal_kernels as cfal
+from cfal_experiments.classifier import Classifier
+from cfal_experiments.data.loading import make_loader
 from cfal_experiments.demo import report, tasks
-from cfal_experiments.demo.batches import Normalisation, batches
-from cfal_experiments.demo.comparison import Task, build_system, run
-from cfal_experiments.demo.training import Recipe
+from cfal_experiments.demo.comparison import Recipe, Task, build_system, run
 from cfal_experiments.progress import bar
 from cfal_experiments.timing import interleaved_medians
+from cfal_experiments.training import configuration, optimizers, start
+from cfal_experiments.training.config import Config
+from cfal_experiments.training.source import Source
 
 
 def run_demo(
@@ -32,7 +35,11 @@ def run_demo(
     """
     task = tasks.digits_task() if folder is None else tasks.load_idc_task(folder, max_patches)
     if epochs is not None:
-        task = dataclasses.replace(task, budget=dataclasses.replace(task.budget, epochs=epochs))
+        recipes = (
+            Recipe(each.name, configuration.override(each.config, {"training.epochs": epochs}))
+            for each in task.recipes
+        )
+        task = dataclasses.replace(task, recipes=tuple(recipes))
     count = seeds or task.seeds
     torch.set_num_threads(threads or task.threads)
     for seed in range(count):
@@ -47,18 +54,19 @@ def describe(task: Task) -> str:
     """What is compared, under which budget and with which settings."""
     parts = [f"{name} {len(rows):,}" for name, rows in task.split(0).parts().items()]
     model = task.build_model()
-    head = (model.embedding_dim + 1) * task.samples.num_classes
+    head = (model.embedding_dim + 1) * task.images.num_classes
     size = head + sum(parameter.numel() for parameter in model.parameters())
-    budget = task.budget
+    training = task.budget.training
     lines = [
         *task.facts,
         ("split", f"{task.split_text} (seed 0: {', '.join(parts)})"),
         ("model", f"{type(model).__name__}, {size:,} parameters with a linear head"),
         (
             "budget",
-            f"for each loss: AdamW, batch {budget.batch_size}, up to {budget.epochs} epochs,",
+            f"for each loss: AdamW, batch {task.budget.data.batch_size}, up to {training.epochs} "
+            f"epochs,",
         ),
-        ("", f"stop after {budget.patience} without a better validation loss, restore the best"),
+        ("", f"stop after {training.patience} without a better validation loss, restore the best"),
         *(("" if row else "settings", str(recipe)) for row, recipe in enumerate(task.recipes)),
         ("", task.settings_text),
     ]
@@ -67,34 +75,39 @@ def describe(task: Task) -> str:
 
 def compare(task: Task, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Test scores of every loss for the seeds 0, 1, ..."""
-    scores: dict[str, list[dict[str, float]]] = {recipe.loss: [] for recipe in task.recipes}
-    with bar(seeds * len(task.recipes) * task.budget.epochs, "training", "epoch") as progress:
+    scores: dict[str, list[dict[str, float]]] = {recipe.name: [] for recipe in task.recipes}
+    epochs = task.budget.training.epochs
+    with bar(seeds * len(task.recipes) * epochs, "training", "epoch") as progress:
         for seed in range(seeds):
             for run_number, recipe in enumerate(task.recipes, start=seed * len(task.recipes) + 1):
-                progress.set_description(f"seed {seed + 1}/{seeds}, {recipe.loss}")
-                scores[recipe.loss].append(
+                progress.set_description(f"seed {seed + 1}/{seeds}, {recipe.name}")
+                scores[recipe.name].append(
                     run(task, recipe, seed, "test", lambda epoch, loss: progress.update())
                 )
                 # Early stopping leaves epochs over; the bar steps over them.
-                progress.update(run_number * task.budget.epochs - progress.n)
+                progress.update(run_number * epochs - progress.n)
     return scores
 
 
 def step_times(task: Task) -> str:
     """Table of the time per step: the loss alone, and the whole training step around it."""
     split = task.split(0)
-    counts = task.samples.counts(split.train)
-    normalise = Normalisation.of(task.samples, split.train)
-    images, target = next(batches(task.samples, split.train, normalise, task.budget.batch_size))
+    [images, target, _] = next(
+        iter(make_loader(task.images, split.train, task.budget.data.batch_size, shuffle=True))
+    )
     baseline, *_, recipe = task.recipes
-    eager = dataclasses.replace(recipe, options={**recipe.options, "backend": "reference"})
-    contenders = {"softmax cross-entropy": baseline, "cfal, fused": recipe, "cfal, eager": eager}
-    systems = {
-        name: build_system(task, contender, counts, seed=0)
-        for name, contender in contenders.items()
+    contenders: dict[str, Config] = {
+        "softmax cross-entropy": baseline.config,
+        "cfal, fused": recipe.config,
+        "cfal, eager": configuration.override(recipe.config, {"loss.options.backend": "reference"}),
     }
+    systems = {name: build_system(task, config, split) for name, config in contenders.items()}
+    for system in systems.values():
+        start.initialise(
+            system, Source(task.images, split).train, task.budget.training.first_batches, seed=0
+        )
     with torch.no_grad():
-        features = systems["cfal, eager"].model(images)
+        features = systems["cfal, eager"].features(images)
     served = cfal.explain(features, systems["cfal, fused"].loss.head.prototypes)
     if served.backend == "reference":
         del systems["cfal, fused"]
@@ -126,10 +139,10 @@ def step_times(task: Task) -> str:
     return "\n".join(
         [
             f"Time per step, forward + backward: batch {len(target)}, "
-            f"{task.samples.num_classes} classes, embedding {features.shape[1]}, "
+            f"{task.images.num_classes} classes, embedding {features.shape[1]}, "
             f"{threads} thread{'s' if threads > 1 else ''}; median, steps interleaved",
             "",
-            report.table(["", "loss alone", "whole training step"], rows),
+            report.indented(["", "loss alone", "whole training step"], rows),
             "",
             f"  {closing}",
         ]
@@ -149,9 +162,9 @@ def _loss_step(loss: nn.Module, features: torch.Tensor, target: torch.Tensor) ->
 
 
 def _training_step(
-    system: nn.Module, recipe: Recipe, images: torch.Tensor, target: torch.Tensor
+    system: Classifier, config: Config, images: torch.Tensor, target: torch.Tensor
 ) -> Callable[[], None]:
-    optimizer = recipe.optimizer(system)
+    optimizer = optimizers.build(config.optimizer, system)
     system.train()
 
     def step() -> None:

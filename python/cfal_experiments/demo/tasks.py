@@ -1,27 +1,37 @@
-"""The two comparisons of the demo, with the settings that `cfal_experiments.demo.tuning` chose."""
+"""The two comparisons of the demo."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from cfal_experiments.demo import digits, idc, splits
-from cfal_experiments.demo.comparison import Task
+from cfal_experiments.data.check import Findings, check
+from cfal_experiments.data.collection import Collection
+from cfal_experiments.data.images import ImageSet
+from cfal_experiments.data.layouts import open_collection
+from cfal_experiments.data.partition import Split
+from cfal_experiments.data.prepare import prepare
+from cfal_experiments.demo import digits
+from cfal_experiments.demo.comparison import Recipe, Task
 from cfal_experiments.demo.mlp import MLP
-from cfal_experiments.demo.samples import Samples
-from cfal_experiments.demo.training import Budget, Recipe
+from cfal_experiments.errors import InputError
 from cfal_experiments.models import AlexNet32
 from cfal_experiments.progress import bar
+from cfal_experiments.training import configuration, source
+from cfal_experiments.training.config import Config, SeedsConfig
 
 NAMED_FILES = 5  # unreadable files beyond these are only counted
+SIZE = 32
 
 
 def rarest_three(class_counts: Sequence[int]) -> list[int]:
-    """The three classes with the fewest training samples."""
+    """The three classes with the fewest training images."""
     return np.argsort(class_counts, kind="stable")[:3].tolist()
 
 
@@ -32,32 +42,46 @@ def positive_class(class_counts: Sequence[int]) -> list[int]:
 
 def digits_task() -> Task:
     """Long-tailed digits, a network of one hidden layer."""
-    samples = digits.load()
+    images = digits.load()
+    base = Config()
+    base.data.flips = False
+    base.training.epochs, base.training.patience = 100, 20
     return Task(
-        name="digits",
         title="Long-tailed handwritten digits: softmax cross-entropy against CFAL",
         facts=(
-            ("data", f"{len(samples):,} digits of 8 x 8 pixels from scikit-learn, 10 classes"),
+            ("data", f"{len(images):,} digits of 8 x 8 pixels from scikit-learn, 10 classes"),
             (
                 "long tail",
                 "training images per class fall geometrically 100:1; the seed draws which digits "
                 "are rare",
             ),
         ),
-        samples=samples,
-        split=partial(digits.long_tailed_split, samples),
+        images=images,
+        split=partial(digits.long_tailed_split, images),
         split_text="stratified; validation and test stay balanced",
         build_model=partial(MLP, 64, 128, 64),
         minority=rarest_three,
         minority_text="mean recall of the three classes with the fewest training images",
-        budget=Budget(epochs=100, patience=20),
         recipes=(
-            Recipe("cross-entropy", {"label_smoothing": 0.1}, 0.01, 0.1),
-            Recipe("weighted cross-entropy", {"label_smoothing": 0.1, "beta": 0.999}, 0.001, 0.1),
-            Recipe(
+            recipe("cross-entropy", base, label_smoothing=0.1, learning_rate=0.01, decay=0.1),
+            recipe(
+                "weighted cross-entropy",
+                base,
+                label_smoothing=0.1,
+                beta=0.999,
+                learning_rate=0.001,
+                decay=0.1,
+            ),
+            recipe(
                 "cfal",
-                {"sigma": 430.0, "margin": 0.1, "gamma": 0.5, "beta": 0.9999, "detach_focal": True},
+                base,
+                sigma=430.0,
+                margin=0.1,
+                gamma=0.5,
+                beta=0.9999,
+                detach_focal=True,
                 learning_rate=0.003,
+                decay=0.01,
             ),
         ),
         settings_text="chosen on validation parts of seeds 1000-1004, 16 trials each (tuning.py)",
@@ -67,29 +91,50 @@ def digits_task() -> Task:
     )
 
 
-def idc_task(samples: Samples, facts: tuple[tuple[str, str], ...] = ()) -> Task:
-    """IDC patches split by patient, AlexNet at 32 x 32."""
+def recipe(
+    name: str, base: Config, *, learning_rate: float, decay: float, **options: object
+) -> Recipe:
+    """A recipe with the budget of `base`; the last word of its name is that of the loss."""
+    values: Mapping[str, object] = {
+        "loss.name": name.split()[-1],
+        **{f"loss.{option}": value for option, value in options.items()},
+        "optimizer.learning_rate": learning_rate,
+        "optimizer.weight_decay": decay,
+    }
+    return Recipe(name, configuration.override(base, values))
+
+
+def idc_task(images: ImageSet, facts: tuple[tuple[str, str], ...] = ()) -> Task:
+    """IDC patches split by patient, AlexNet at 32 x 32, with the tuned presets."""
+    budget = {"training.epochs": 12, "training.patience": 4}
+    plain, cfal = (
+        configuration.override(configuration.load(name), budget)
+        for name in ("idc_cross_entropy_tuned", "idc_cfal_tuned")
+    )
+    weighted = configuration.override(plain, {"loss.beta": 0.999})
     return Task(
-        name="idc",
         title="IDC breast patches: softmax cross-entropy against CFAL",
         facts=facts,
-        samples=samples,
-        split=partial(splits.by_group, samples),
+        images=images,
+        split=partial(_split, plain, images),
         split_text="by patient, stratified by class",
         build_model=AlexNet32,
         minority=positive_class,
         minority_text="recall of the positive class",
-        budget=Budget(epochs=12, patience=4, flips=True),
         recipes=(
-            Recipe("cross-entropy", {"label_smoothing": 0.1}, 0.001, 0.01),
-            Recipe("weighted cross-entropy", {"label_smoothing": 0.1, "beta": 0.999}, 0.001, 0.1),
-            Recipe("cfal", {"sigma": 32.0, "margin": 0.1, "gamma": 0.5, "beta": 0.999}, 0.001, 0.1),
+            Recipe("cross-entropy", plain),
+            Recipe("weighted cross-entropy", weighted),
+            Recipe("cfal", cfal),
         ),
-        settings_text="chosen on the validation part of seed 1000, 8 trials each (tuning.py)",
+        settings_text="of the presets idc_cross_entropy_tuned (beta added) and idc_cfal_tuned",
         columns=("macro F1", "positive F1", "minority recall", "accuracy", "balanced accuracy"),
         seeds=3,
         threads=2,
     )
+
+
+def _split(config: Config, images: ImageSet, seed: int) -> Split:
+    return source.make_split(dataclasses.replace(config, seeds=SeedsConfig(split=seed)), images)
 
 
 def load_idc_task(folder: Path, max_patches: int = 0) -> Task:
@@ -98,23 +143,51 @@ def load_idc_task(folder: Path, max_patches: int = 0) -> Task:
     Raises:
         InputError: the folder holds nothing to learn from.
     """
-    found = idc.find_patches(folder)
-    patches = idc.sample_patients(found, max_patches, seed=0)
-    with bar(len(patches), "reading patches", "patch") as progress:
-        samples, reading = idc.load(folder, patches, on_patch=progress.update)
-    for path, reason in reading.unreadable[:NAMED_FILES]:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    if len(reading.unreadable) > NAMED_FILES:
-        print(f"skipped {len(reading.unreadable) - NAMED_FILES:,} more", file=sys.stderr)
-    negative, positive = samples.counts(np.arange(len(samples)))
-    used = f"{len(samples):,} patches of {len(np.unique(samples.groups)):,} patients"
-    left = len(found) - len(patches)
+    found = open_collection(folder, "idc")
+    used = sample_patients(found, max_patches, seed=0)
+    with bar(len(used), "checking patches", "patch") as progress:
+        findings = check(used, on_images=progress.update)
+    with tempfile.TemporaryDirectory() as place, bar(len(used), "reading", "patch") as progress:
+        cache = prepare(used, Path(place) / "cache", SIZE, on_images=progress.update)
+        images = dataclasses.replace(cache, images=np.array(cache.images))
+    for path, reason in findings.unreadable[:NAMED_FILES]:
+        print(f"skipped {folder / path}: {reason}", file=sys.stderr)
+    if len(findings.unreadable) > NAMED_FILES:
+        print(f"skipped {len(findings.unreadable) - NAMED_FILES:,} more", file=sys.stderr)
+    return idc_task(images, _facts(found, images, findings, max_patches))
+
+
+def sample_patients(found: Collection, limit: int, seed: int) -> Collection:
+    """Images of whole patients, drawn in random order until `limit` images are reached.
+
+    Raises:
+        InputError: the patients that were drawn have images of one class only.
+    """
+    if not limit or len(found) <= limit:
+        return found
+    patients, which, sizes = np.unique(found.groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fitting = np.cumsum(sizes[order]) <= limit
+    fitting[0] = True
+    kept = found.take(np.flatnonzero(np.isin(which, order[fitting])))
+    if 0 in kept.counts():
+        raise InputError(f"{limit} patches hold one class only; give a larger --max-patches")
+    return kept
+
+
+def _facts(
+    found: Collection, images: ImageSet, findings: Findings, max_patches: int
+) -> tuple[tuple[str, str], ...]:
+    negative, positive = images.counts()
+    used = f"{len(images):,} patches of {len(np.unique(images.groups)):,} patients"
+    unreadable = len(findings.unreadable)
+    left = len(found) - len(images) - unreadable
     facts = (
-        ("data", f"{folder}"),
+        ("data", f"{found.root}"),
         ("", f"{used}: {negative:,} negative, {positive:,} positive"),
-        ("", f"{reading.odd_sizes:,} are not 50 x 50; all are resized to 32 x 32"),
-        ("", f"{len(reading.unreadable):,} unreadable, skipped"),
+        ("", f"{len(findings.odd_sizes):,} are not 50 x 50; all are resized to 32 x 32"),
+        ("", f"{unreadable:,} unreadable, skipped"),
     )
     if left:
         facts += (("", f"{left:,} left out by --max-patches {max_patches}, whole patients"),)
-    return idc_task(samples, facts)
+    return facts

@@ -1,23 +1,17 @@
-"""The search: propose settings, train them, score them on validation images, repeat.
+"""The search: train settings that are proposed, score them on validation images, repeat.
 
-The settings of a trial are a function of the seed, its number and the scores of the trials before
-it. A search that is started again therefore walks through the same trials, takes the scores of
-those that are complete from their folders, and goes on with the first that is not.
+A search that is started again walks through the same trials, takes the scores of those that are
+complete from their folders, and goes on with the first that is not.
 """
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import optuna
-from optuna.trial import TrialState
 
 from cfal_experiments import losses, models
 from cfal_experiments.data.images import ImageSet
@@ -26,7 +20,8 @@ from cfal_experiments.training import configuration, source
 from cfal_experiments.training import run as runs
 from cfal_experiments.training.config import Config
 from cfal_experiments.training.folder import RunFolder
-from cfal_experiments.tuning.space import Dimension, size
+from cfal_experiments.tuning.sampling import maximise
+from cfal_experiments.tuning.space import Dimension
 
 PART = "validation"
 
@@ -102,8 +97,7 @@ def search(
 ) -> list[Trial]:
     """Train and score up to `trials` different points of a space; no test image is looked at.
 
-    The first point is the base configuration's own, where the space holds it. The others come from
-    Optuna's tree-structured Parzen estimator, which begins with ten at random.
+    The first point is the base configuration's own, where the space holds it.
 
     Args:
         plan: what to vary and how to score.
@@ -115,14 +109,9 @@ def search(
     Raises:
         InputError: a configuration, the data or a folder cannot be used.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
-    own = own_values(plan)
-    if own is not None:
-        study.enqueue_trial(own)
     found: list[Trial] = []
-    for number in range(min(trials, size(plan.space) or trials)):
-        asked, values = _ask(study, plan, number, [each.values for each in found])
+
+    def train(number: int, values: dict[str, Any]) -> float:
         folders = tuple(
             RunFolder(output / f"trial-{number:03}" / f"repeat-{repeat}")
             for repeat in range(plan.repeats)
@@ -133,9 +122,11 @@ def search(
         )
         scores = [0.0 if s is None else s["scores"][PART][plan.score] or 0.0 for s in summaries]
         score = 0.0 if None in summaries else statistics.mean(scores)
-        study.tell(asked, score)
         found.append(Trial(number, values, folders, summaries, score))
         on_trial(found)
+        return score
+
+    maximise(plan.space, train, trials, seed=plan.seed, first=own_values(plan))
     return found
 
 
@@ -165,22 +156,6 @@ def own_values(plan: Plan) -> dict[str, Any] | None:
             return None
         values[dimension.field] = value
     return values
-
-
-def _ask(
-    study: optuna.Study, plan: Plan, number: int, known: Sequence[dict[str, Any]]
-) -> tuple[optuna.Trial, dict[str, Any]]:
-    """A point that no trial has had: the sampler's, or after it random ones until one is new."""
-    for attempt in itertools.count():
-        kind = optuna.samplers.RandomSampler if attempt else optuna.samplers.TPESampler
-        key = np.random.SeedSequence((plan.seed, number, attempt))
-        study.sampler = kind(seed=int(key.generate_state(1)[0]))
-        asked = study.ask()
-        values = {dimension.field: dimension.suggest(asked) for dimension in plan.space}
-        if values not in known:
-            return asked, values
-        study.tell(asked, state=TrialState.FAIL)
-    raise AssertionError("count() does not end")
 
 
 def _train(config: Config, folder: RunFolder, images: ImageSet) -> dict[str, Any] | None:
