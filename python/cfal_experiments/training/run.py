@@ -26,6 +26,7 @@ from cfal_experiments.training import (
     configuration,
     environment,
     export,
+    processes,
     source,
     start,
     trainer,
@@ -86,7 +87,7 @@ def train(
         >>> outcome.scores["test"]["f1_macro"]
     """
     run = RunFolder(Path(folder))
-    if _first_process():
+    if processes.is_first():
         run.require_unused()
     return _Run(config, run, images, parts, quiet).execute()
 
@@ -143,6 +144,7 @@ class _Run:
 
     def execute(self) -> Outcome | None:
         config, folder = self.config, self.folder
+        processes.settle(config.training)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         begin = time.perf_counter()
@@ -152,7 +154,7 @@ class _Run:
         counts = data.images.counts(data.split.train)
         normalisation = data.normalisation(config.data.normalisation)
         built = systems.build(model, config.loss, counts, normalisation, config.seeds.init)
-        if _first_process():
+        if processes.is_first():
             self._write_beginning(data)
         checkpoints = states.Checkpoints(folder.checkpoints)
         history = History(folder.metrics)
@@ -211,11 +213,11 @@ class _Run:
             history.load_state_dict(state["callbacks"][history.state_key])
             history.write()
             self._require_best(checkpoints)
-            return _first_process()
+            return processes.is_first()
         if state is None:
             train, seed = data.train, config.seeds.order
             start.initialise(built, train, config.training.first_batches, seed)
-            if _first_process():
+            if processes.is_first():
                 facts = start.report(built, train, config.data.batch_size, seed)
                 start.tell(facts, self.folder.first_batch, quiet=self.quiet)
         if config.training.compile:
@@ -283,9 +285,3 @@ def _describe(
         loss=config.loss,
         version=cfal_kernels.__version__,
     )
-
-
-def _first_process() -> bool:
-    """Whether this is rank 0, asked before there is a trainer to know."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-    return all(rank == "0" for rank in ranks)

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from cfal_experiments.data.loading import make_loader
+from cfal_experiments.training import processes
 from cfal_experiments.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from cfal_experiments.training.config import Config
 from cfal_experiments.training.folder import RunFolder
@@ -68,7 +69,8 @@ def build(
     on_gpu = training.accelerator == "gpu"
     return Trainer(
         accelerator=training.accelerator,
-        devices=training.devices,
+        devices=training.devices // processes.nodes(),
+        num_nodes=processes.nodes(),
         # Processes that start later than others wait for their images to be decoded.
         strategy=DDPStrategy(timeout=PATIENCE_OF_RANKS) if training.devices > 1 else "auto",
         precision=training.precision,
