@@ -16,6 +16,7 @@ pytest.importorskip("safetensors")
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from cfal_experiments.classifier import build_model  # noqa: E402
 from cfal_experiments.cli import main as cli  # noqa: E402
 from cfal_experiments.comparison import report  # noqa: E402
 from cfal_experiments.errors import InputError  # noqa: E402
@@ -83,6 +84,23 @@ class TestRunFolder:
     def test_a_used_folder_is_refused(self, outcome, images):
         with pytest.raises(InputError, match="--resume"):
             run.train(config_for(images), outcome.folder.path, quiet=True)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_bounds_the_step_in_every_precision(images, tmp_path, precision):
+    """SGD at rate 1 with the gradient clipped to 1e-4: no weight can have moved further."""
+    config = config_for(images, epochs=1, sigma=100.0)
+    config.optimizer.name, config.optimizer.learning_rate = "sgd", 1.0
+    config.optimizer.momentum = config.optimizer.weight_decay = 0.0
+    config.training.precision, config.training.gradient_clip = precision, 1e-4
+    done = run.train(config, tmp_path / "run", quiet=True)
+    trained, _ = export.load(done.folder.model, allow_import=True)
+    start = build_model(config.model, config.seeds.init).state_dict()
+    moved = sum(
+        (trained.model.state_dict()[name] - value).square().sum() for name, value in start.items()
+    )
+    steps = checkpoints.read(done.folder.checkpoints / "last.ckpt")["global_step"]
+    assert 0 < moved.sqrt() <= 1e-4 * steps * 1.01
 
 
 class TestBadInput:

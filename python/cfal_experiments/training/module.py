@@ -86,8 +86,8 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer of the configuration."""
-        scaled = self.config.training.precision == "16-mixed"
-        return optimizers.build(self.config.optimizer, self.classifier, scaled=scaled)
+        mixed = self.config.training.precision != "32-true"
+        return optimizers.build(self.config.optimizer, self.classifier, fused=not mixed)
 
     def _mean(self, sums: Tensor) -> float:
         total, count = self.trainer.strategy.reduce(sums.clone(), reduce_op="sum").tolist()
