@@ -64,9 +64,15 @@ MANY = Variant("cpu-many", "cpu", _regime.MANY)
 #: those of the CPU in their place, to try the gates themselves.
 GPU_KERNELS = {
     "cuda": (Variant("cuda-few", "cuda", _regime.FEW, "cuda", _regime.few_limit),),
-    "triton": (Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),),
+    "triton": (
+        Variant("triton-few", "triton", _regime.FEW, "cuda", _regime.few_limit),
+        Variant("triton-many", "triton", _regime.MANY, "cuda"),
+    ),
     # On the CPU, in a process where TRITON_INTERPRET=1 is set before triton is imported.
-    "triton-interpreted": (Variant("triton-few", "triton", most_centres=_regime.few_limit),),
+    "triton-interpreted": (
+        Variant("triton-few", "triton", most_centres=_regime.few_limit),
+        Variant("triton-many", "triton", _regime.MANY),
+    ),
     "dry": (Variant("dry-few", "cpu", most_centres=_regime.few_limit), MANY),
 }
 #: `make gpu` names the backend whose gates it runs; without it the gates are those of the CPU.

@@ -35,7 +35,8 @@ def test_import_does_not_import_triton():
 def test_reasons():
     facts = (torch.float32, torch.float32)
     assert "TRITON_INTERPRET" in availability.refuses("cpu", *facts, _regime.FEW)
-    assert "up to 64 centres" in availability.refuses("cuda", *facts, _regime.MANY)
+    assert "TRITON_INTERPRET" in availability.refuses("cpu", *facts, _regime.MANY)
+    assert availability.refuses("meta", *facts, _regime.MANY) == ""
     with pytest.raises(RuntimeError, match="backend='triton' cannot serve.*TRITON_INTERPRET"):
         cfal.cfal_loss(*problem(), backend="triton")
 
@@ -50,12 +51,15 @@ def interpreted(*arguments: str) -> str:
 
 
 @needs_triton
-def test_kernels_interpreted():
-    assert " passed" in interpreted(str(HERE / "triton_interpreted.py"))
+@pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_many_interpreted.py"])
+def test_kernels_interpreted(file):
+    assert " passed" in interpreted(str(HERE / file))
 
 
 @needs_triton
 def test_oracle_vectors_interpreted():
-    selected = "triton-few and (test_mean or test_rows or test_diversity)"
+    few = "triton-few and (test_mean or test_rows or test_diversity)"
+    many = "triton-many and (test_rows or test_diversity) and (c01 or c03 or x02 or x04)"
+    selected = f"({few}) or ({many})"
     output = interpreted(str(HERE / "test_kernels_oracle.py"), "-k", selected)
     assert " passed" in output or " skipped" in output

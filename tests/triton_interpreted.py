@@ -1,4 +1,4 @@
-"""The Triton kernels under the interpreter; `test_triton.py` runs this file in its own process."""
+"""The Triton kernels for few prototypes under the interpreter, which `test_triton.py` turns on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support_kernels import (
     value_and_grads,
 )
 
-(FEW,) = GPU_KERNELS["triton-interpreted"]
+FEW, _ = GPU_KERNELS["triton-interpreted"]
 
 #: Around the tiles: 4 and 16 rows, powers of two of classes and centres, columns of 32 and 128;
 #: chunks of 32 rows; far off the origin and next to the prototypes.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import autograd
-from .._regime import FEW, few_limit
 from . import interpreter
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ def refuses(device: str, features: torch.dtype, prototypes: torch.dtype, regime:
     """
     if reason := _why_not_imported():
         return reason
-    if regime != FEW:
-        return f"the Triton kernels of this version serve up to {few_limit} centres (C * M)"
     if device == "cpu" and interpreter.enabled():
         return ""
     if device == "meta":

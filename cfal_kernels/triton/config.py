@@ -90,3 +90,96 @@ def few_backward(prototypes: int, dim: int, itemsize: int) -> FewBackward:
 def few_chunks(rows: int, tiles: int) -> int:
     """Chunks of rows of the backward: enough programs, and a fixed number for a shape."""
     return _bounded(PROGRAMS // max(1, tiles), 1, max(1, rows // CHUNK_ROWS))
+
+
+#: Elements of active affinities that the forward keeps for the backward (16 MiB in float32).
+MANY_CACHE = 1 << 22
+#: Least and most elements of active affinities that the backward recomputes at a time. Between them
+#: it is a sixteenth of [B, C]: every chunk goes once over the prototypes' gradient.
+MANY_CHUNK = (1 << 21, 1 << 25)
+#: Elements of the sums over tiles that the forward holds at a time.
+MANY_SUMS = 1 << 21
+#: Elements of parts of a gradient that are added up afterwards.
+MANY_PARTS = 1 << 20
+#: Rows of a tile divide this: chunks of rows begin at its multiples.
+MANY_ROWS = 128
+
+
+@dataclass(frozen=True)
+class ManyTile:
+    """Tiles of the kernels for many prototypes.
+
+    Attributes:
+        b_r: rows.
+        b_c: prototypes, padded: b_c / m_p classes of m_p centres.
+        m_p: centres of a class, padded to a power of two.
+        b_d: features of a step of the products with features as the summed dimension.
+        b_o: features of a tile of a gradient.
+        b_s: rows or prototypes of a step of the products that sum over them.
+        num_warps: warps of a program.
+        num_stages: steps that are loaded ahead.
+    """
+
+    b_r: int
+    b_c: int
+    m_p: int
+    b_d: int
+    b_o: int
+    b_s: int
+    num_warps: int
+    num_stages: int
+
+
+def many_columns(classes: int, centres: int, itemsize: int, half: bool) -> tuple[int, int]:
+    """(b_c, m_p) of `ManyTile`: what the layout of the saved buffer depends on, so not on B."""
+    m_p = power_of_two(centres)
+    return max(
+        m_p, _bounded(power_of_two(classes * m_p), 16, 128 if half else 256 // itemsize)
+    ), m_p
+
+
+def many_tile(
+    rows: int, classes: int, centres: int, dim: int, itemsize: int, half: bool, in_parts: bool
+) -> ManyTile:
+    """For the itemsize of the compute type.
+
+    Products of half inputs are so fast that tiles must be large to be read from the L2 cache in
+    time: 128 x 128, 64 sums a thread of 8 warps. Those of float32 go three times through the tensor
+    cores and hold both parts of every operand in registers: 128 x 64. Float64 has half of that. A
+    step is 128 bytes of a row wide, so that three of them fit half the shared memory.
+
+    Args:
+        rows: B.
+        classes: C.
+        centres: M.
+        dim: D.
+        itemsize: of the compute type.
+        half: whether features and prototypes go to the tensor cores as they are.
+        in_parts: whether affinities are taken apart into bfloat16 terms for their products.
+    """
+    b_c, m_p = many_columns(classes, centres, itemsize, half)
+    most = MANY_ROWS * 4 // itemsize
+    b_r = _bounded(power_of_two(rows), 16, most)
+    while b_r > 16 and b_r * b_c > most * most:
+        b_r //= 2
+    widest = max(16, power_of_two(dim))
+    b_d = min(widest, 64 if half else 128 // itemsize)
+    b_o = min(widest, 128 if in_parts else 256 // itemsize)
+    b_s = min(b_r, b_c, 128 // itemsize)
+    return ManyTile(b_r, b_c, m_p, b_d, b_o, b_s, 8 if b_r * b_c > 4096 else 4, 3)
+
+
+def many_chunk(rows: int, columns: int) -> int:
+    """Rows that the backward recomputes at a time, of `columns` padded prototypes."""
+    budget = _bounded(rows * columns // 16, *MANY_CHUNK)
+    return max(1, budget // columns // MANY_ROWS) * MANY_ROWS
+
+
+def many_splits(programs: int, elements: int) -> int:
+    """Parts of a sum, so that the programs fill a device, within the budget for parts.
+
+    Args:
+        programs: that there would be without a split.
+        elements: of one part.
+    """
+    return _bounded(min(PROGRAMS // programs, MANY_PARTS // elements), 1, 8)

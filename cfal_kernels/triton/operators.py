@@ -14,7 +14,7 @@ from .. import _arguments
 from .._regime import FEW
 from ..distance import compute_dtype
 from ..ops import Operators
-from . import few, interpreter
+from . import few, interpreter, many
 
 _INPUTS = "Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights"
 _PARAMETERS = (
@@ -28,12 +28,6 @@ _LIBRARY.define(
     f"backward(Tensor grad_loss, Tensor saved, {_INPUTS}, {_PARAMETERS}, bool need_features, "
     f"bool need_prototypes) -> (Tensor grad_features, Tensor grad_prototypes)"
 )
-
-
-def _check_regime(regime: int) -> None:
-    """The operators take the regime as their siblings do; these serve few prototypes alone."""
-    if regime != FEW:
-        raise RuntimeError("cfal: the Triton operators serve few prototypes (regime 0) alone")
 
 
 def _forward(
@@ -56,10 +50,10 @@ def _forward(
         bad = _arguments.bad_target(target, prototypes.shape[0], ignore_index)
         if bad is not None:
             raise RuntimeError(f"cfal: {bad}")
-    _check_regime(regime)
     compute = compute_dtype(features, prototypes)
+    kernels = few if regime == FEW else many
     with _on(features):
-        return few.forward(
+        return kernels.forward(
             features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
             detach_focal, reduction, ignore_index, compute, save,
         )  # fmt: skip
@@ -85,11 +79,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     if features.is_cpu:
         interpreter.repair()
-    _check_regime(regime)
+    needs = (need_features, need_prototypes)
     with _on(features):
-        return few.backward(
-            grad_loss, saved, features, prototypes, diversity_weight, need_features,
-            need_prototypes,
+        if regime == FEW:
+            return few.backward(
+                grad_loss, saved, features, prototypes, diversity_weight, *needs
+            )  # fmt: skip
+        return many.backward(
+            grad_loss, saved, features, prototypes, sigma, margin, diversity_weight, *needs
         )  # fmt: skip
 
 
@@ -118,7 +115,11 @@ def _fake_forward(
     rows = features.shape[0]
     count = prototypes.shape[0] * prototypes.shape[1]
     loss = features.new_empty((rows,) if reduction == 0 else (), dtype=dtype)
-    numel = few.saved_numel(rows, count, dtype.itemsize) if save else 0
+    numel = 0
+    if save and regime == FEW:
+        numel = few.saved_numel(rows, count, dtype.itemsize)
+    elif save:
+        numel = many.saved_numel(features, prototypes, dtype)
     return loss, features.new_empty((numel,), dtype=dtype)
 
 
