@@ -133,9 +133,8 @@ class ManyTile:
 def many_columns(classes: int, centres: int, itemsize: int, half: bool) -> tuple[int, int]:
     """(b_c, m_p) of `ManyTile`: what the layout of the saved buffer depends on, so not on B."""
     m_p = power_of_two(centres)
-    return max(
-        m_p, _bounded(power_of_two(classes * m_p), 16, 128 if half else 256 // itemsize)
-    ), m_p
+    most = 128 if half else 256 // itemsize
+    return max(m_p, _bounded(power_of_two(classes * m_p), 16, most)), m_p
 
 
 def many_tile(
