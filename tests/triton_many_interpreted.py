@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from cfal_kernels.triton import config, many, operators
+from cfal_kernels.triton import config, many, many_saved, operators
 from support import problem, relative_error
 from support_kernels import (
     F32,
@@ -83,7 +83,7 @@ class TestTiles:
         kept = value_and_grads(MANY, f, w, y, sigma=10.0)
         for cache in (0, 32 * 16):
             monkeypatch.setattr(config, "MANY_CACHE", cache)
-            assert many.kept_rows(35, 32) == cache // 32
+            assert many_saved.kept_rows(35, 32) == cache // 32
             again = value_and_grads(MANY, f, w, y, sigma=10.0)
             assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
 
@@ -292,7 +292,7 @@ def test_products_are_as_exact_as_the_user_asks_for():
 def test_budgets_bound_what_is_held():
     for rows, classes in ((8192, 1000), (32768, 10000), (10**6, 100), (64, 10**6)):
         f, w = torch.empty(rows, 512, device="meta"), torch.empty(classes, 1, 512, device="meta")
-        layout = many.Layout.of(f, w, F32)
+        layout = many_saved.Layout.of(f, w, F32)
         assert layout.kept * layout.columns <= config.MANY_CACHE
         extra = 16 * (rows + layout.columns + 512) + layout.kept * layout.tiles // 16 + layout.tiles
         assert layout.numel - layout.kept * layout.columns <= extra

@@ -133,7 +133,7 @@ class ManyTile:
 def many_columns(classes: int, centres: int, itemsize: int, half: bool) -> tuple[int, int]:
     """(b_c, m_p) of `ManyTile`: what the layout of the saved buffer depends on, so not on B."""
     m_p = power_of_two(centres)
-    most = 128 if half else 256 // itemsize
+    most = 128 if half and centres == 1 else 256 // itemsize
     return max(m_p, _bounded(power_of_two(classes * m_p), 16, most)), m_p
 
 
@@ -143,9 +143,10 @@ def many_tile(
     """For the itemsize of the compute type.
 
     Products of half inputs are so fast that tiles must be large to be read from the L2 cache in
-    time: 128 x 128, 64 sums a thread of 8 warps. Those of float32 go three times through the tensor
-    cores and hold both parts of every operand in registers: 128 x 64. Float64 has half of that. A
-    step is 128 bytes of a row wide, so that three of them fit half the shared memory.
+    time: 128 x 128, 64 sums a thread of 8 warps, unless several centres need registers too. Those
+    of float32 go three times through the tensor cores and hold both parts of every operand in
+    registers: 128 x 64. Float64 has half of that. A step is 128 bytes of a row wide, so that three
+    of them fit half the shared memory.
 
     Args:
         rows: B.
@@ -163,9 +164,10 @@ def many_tile(
         b_r //= 2
     widest = max(16, power_of_two(dim))
     b_d = min(widest, 64 if half else 128 // itemsize)
-    b_o = min(widest, 128 if in_parts else 256 // itemsize)
+    b_o = min(widest, 128 if in_parts and dim % 16 == 0 else 256 // itemsize)
     b_s = min(b_r, b_c, 128 // itemsize)
-    return ManyTile(b_r, b_c, m_p, b_d, b_o, b_s, 8 if b_r * b_c > 4096 else 4, 3)
+    stages = 3 if itemsize == 4 else 2
+    return ManyTile(b_r, b_c, m_p, b_d, b_o, b_s, 8 if b_r * b_c > 4096 else 4, stages)
 
 
 def many_chunk(rows: int, columns: int) -> int:

@@ -14,7 +14,7 @@ from .. import _arguments
 from .._regime import FEW
 from ..distance import compute_dtype
 from ..ops import Operators
-from . import few, interpreter, many
+from . import few, interpreter, many, many_saved
 
 _INPUTS = "Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights"
 _PARAMETERS = (
@@ -119,7 +119,7 @@ def _fake_forward(
     if save and regime == FEW:
         numel = few.saved_numel(rows, count, dtype.itemsize)
     elif save:
-        numel = many.saved_numel(features, prototypes, dtype)
+        numel = many_saved.saved_numel(features, prototypes, dtype)
     return loss, features.new_empty((numel,), dtype=dtype)
 
 
