@@ -104,9 +104,11 @@ def apply(
             # notice.
             return FusedLoss.apply(*arguments)
         elif needs_grad:
-            if operators.loss is None:
+            if operators.loss is not None:
+                return operators.loss(features, prototypes, target, class_weights, *parameters)
+            # In inference mode torch records nothing, even under enable_grad.
+            if not torch.is_inference_mode_enabled():
                 return _apply(*arguments)
-            return operators.loss(features, prototypes, target, class_weights, *parameters)
         if prototypes.dim() == 2:
             prototypes = prototypes.unsqueeze(1)
         return operators.forward(features, prototypes, target, class_weights, *parameters, False)[0]

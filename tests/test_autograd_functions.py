@@ -149,6 +149,30 @@ def test_fake_tensors(function):
         assert loss.shape == () and f.grad.shape == f.shape and w.grad.shape == w.shape
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["M1", "flat"])
+def test_inference_mode_records_nothing_even_with_gradients_enabled(function, flat):
+    f, w, y = problem()
+    w = w.detach()[:, 0].requires_grad_() if flat else w
+    with torch.inference_mode(), torch.enable_grad():
+        assert not (f * 1.0).requires_grad  # torch's own operators
+        loss = loss_of(f, w, y)
+    assert not loss.requires_grad and torch.equal(loss, loss_of(f, w, y))
+
+
+def test_inside_of_a_dispatch_mode(function):
+    """There torch has autograd switched off, while grad mode may be on."""
+    f, w, y = problem()
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            with torch.enable_grad():
+                return loss_of(f, w, y)
+
+    with Mode():
+        loss = torch.sin(torch.ones(()))
+    assert torch.equal(loss, loss_of(f, w, y))
+
+
 def test_threads(function):
     """The engine may call it from a thread of its own: several graphs at once."""
     from concurrent.futures import ThreadPoolExecutor

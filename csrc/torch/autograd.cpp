@@ -112,6 +112,18 @@ Tensor loss(const Tensor& features, const Tensor& prototypes, const Tensor& targ
                           diversity_weight, detach_focal, reduction, ignore_index, regime);
 }
 
+// Where torch has autograd switched off below grad mode: in inference mode, whatever enable_grad
+// says, and inside of a __torch_dispatch__. Records nothing, as torch's own operators do there.
+Tensor loss_below_autograd(const Tensor& features, const Tensor& prototypes, const Tensor& target,
+                           const std::optional<Tensor>& class_weights, double sigma, double margin,
+                           double gamma, double diversity_weight, bool detach_focal,
+                           int64_t reduction, int64_t ignore_index, int64_t regime) {
+  static const auto op = find<Forward>("cfal::forward");
+  return std::get<0>(op.call(features, with_centres(prototypes), target, class_weights, sigma,
+                             margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
+                             regime, false));
+}
+
 }  // namespace
 }  // namespace cfal::torch_door
 
@@ -123,3 +135,6 @@ TORCH_LIBRARY_FRAGMENT(cfal, m) {
 }
 
 TORCH_LIBRARY_IMPL(cfal, Autograd, m) { m.impl("loss", cfal::torch_door::loss); }
+TORCH_LIBRARY_IMPL(cfal, CompositeExplicitAutograd, m) {
+  m.impl("loss", cfal::torch_door::loss_below_autograd);
+}
