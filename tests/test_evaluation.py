@@ -14,8 +14,10 @@ pytest.importorskip("jsonargparse")
 pytest.importorskip("safetensors")
 pytest.importorskip("matplotlib")
 
+from PIL import Image  # noqa: E402
+
 from cfal_experiments.cli import main as cli  # noqa: E402
-from cfal_experiments.evaluation import metrics, predictions  # noqa: E402
+from cfal_experiments.evaluation import metrics, predictions, unseen  # noqa: E402
 from cfal_experiments.training import run  # noqa: E402
 from harness import config_for, write_folder  # noqa: E402
 
@@ -126,6 +128,16 @@ class TestPredict:
         arguments = ["predict", str(runs[0]), str(tmp_path), "-o", str(tmp_path / "out.csv")]
         mistake(capsys, [*arguments, "--allow-import"], str(tmp_path), "no images")
         assert not (tmp_path / "out.csv").exists()
+
+    def test_a_place_that_cannot_be_written(self, runs, images, tmp_path, capsys):
+        (tmp_path / "file").write_text("")
+        place = tmp_path / "file" / "out.csv"
+        arguments = ["predict", str(runs[0]), str(images), "-o", str(place), "--allow-import"]
+        mistake(capsys, arguments, str(tmp_path / "file"), "permissions")
+
+    def test_webp_is_an_image_as_in_training(self, tmp_path):
+        Image.new("RGB", (8, 8)).save(tmp_path / "one.webp")
+        assert unseen.find(str(tmp_path)) == [tmp_path / "one.webp"]
 
     def test_a_damaged_model(self, tmp_path, capsys):
         (tmp_path / "model.safetensors").write_bytes(b"nothing")

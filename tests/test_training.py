@@ -155,6 +155,29 @@ class TestBadInput:
         assert checkpoints.read(path) == {"epoch": 1}
         assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
+    def test_a_write_that_the_system_cuts_off_leaves_the_previous_checkpoint(self, tmp_path):
+        """The system's own error, through torch's writer: files end at 64 KiB here."""
+        resource = pytest.importorskip("resource")
+        io, path = checkpoints.AtomicCheckpointIO(), tmp_path / "last.ckpt"
+        io.save_checkpoint({"epoch": 1}, str(path))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        try:
+            with pytest.raises(InputError, match="disk is full"):
+                io.save_checkpoint({"weights": torch.zeros(2**18)}, str(path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert checkpoints.read(path) == {"epoch": 1}
+        assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+
+    def test_a_gpu_that_is_not_there_leaves_nothing(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        config = config_for(images)
+        config.training.accelerator = "gpu"
+        with pytest.raises(InputError, match="training.accelerator cpu"):
+            run.train(config, tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+
     def test_a_damaged_checkpoint_is_named(self, tmp_path):
         (tmp_path / "last.ckpt").write_bytes(b"nothing")
         with pytest.raises(InputError, match=r"last\.ckpt"):

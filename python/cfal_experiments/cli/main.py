@@ -7,6 +7,7 @@ error, 130 an interrupt. The listing imports neither torch nor jsonargparse.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,16 @@ def _run(name: str, arguments: list[str], debug: bool) -> int:
             raise
         return _say(
             f"error: {error.name} is not installed; pip install 'cfal-kernels[experiments]'", 2
+        )
+    except OSError as error:
+        if debug:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space" if full else "check the path and its permissions"
+        return _say(
+            f"error: {error.filename or name}: {error.strerror or error}; {remedy} and repeat the "
+            f"command (a run goes on with 'cfal train --resume')",
+            2,
         )
     except Exception as error:
         if debug:

@@ -12,12 +12,12 @@ import torch
 
 from cfal_experiments import atomic
 from cfal_experiments.data.decode import Unreadable, open_rgb, square
+from cfal_experiments.data.layouts.folders import SUFFIXES
 from cfal_experiments.errors import InputError
 from cfal_experiments.training import export
 from cfal_experiments.training.folder import RunFolder
 
 BATCH = 256
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def find(pattern: str) -> list[Path]:
@@ -56,6 +56,7 @@ def predict(
     file = run if run.is_file() else RunFolder(run).model
     classifier, description = export.load(file, allow_import=allow_import)
     files = find(pattern)
+    output.parent.mkdir(parents=True, exist_ok=True)  # no hour of predictions for a wrong path
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "class", *description.class_names])

@@ -10,6 +10,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cfal_experiments.errors import InputError
+
 
 @dataclass
 class DataConfig:
@@ -239,4 +241,4 @@ def _given(section: ModelConfig | LossConfig) -> dict[str, Any]:
 
 def _at_least(name: str, value: float | None, minimum: float) -> None:
     if value is not None and not value >= minimum:
-        raise ValueError(f"{name} is {value}; it must be at least {minimum}")
+        raise InputError(f"{name} is {value}; it must be at least {minimum}")

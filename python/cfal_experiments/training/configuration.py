@@ -63,7 +63,7 @@ def from_namespace(parser: ArgumentParser, namespace: Namespace) -> Config:
     """The configuration among parsed arguments.
 
     Raises:
-        ValueError: a value out of range.
+        InputError: a value out of range.
     """
     built = parser.instantiate(namespace)
     return Config(**{key: built[key] for key in SECTIONS})

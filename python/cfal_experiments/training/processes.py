@@ -36,6 +36,19 @@ def settle(training: TrainingConfig) -> None:
     training.devices = world
 
 
+def require_accelerator(training: TrainingConfig) -> None:
+    """Check that the accelerator that is asked for is there, before anything is written.
+
+    Raises:
+        InputError: it is not.
+    """
+    if training.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise InputError(
+            "training.accelerator is gpu, and torch finds none here; give --training.accelerator "
+            "cpu, or install a torch that was built for the GPU"
+        )
+
+
 def nodes() -> int:
     """Machines that share the run; more than one only under torchrun."""
     if not torch.distributed.is_torchelastic_launched():

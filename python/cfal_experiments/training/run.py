@@ -145,6 +145,7 @@ class _Run:
     def execute(self) -> Outcome | None:
         config, folder = self.config, self.folder
         processes.settle(config.training)
+        processes.require_accelerator(config.training)
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         begin = time.perf_counter()
