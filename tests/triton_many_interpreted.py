@@ -76,10 +76,9 @@ class TestTiles:
     def test_closed_tiles(self, dtype):
         assert_accurate(MANY, Sample(20, 35, dim=12, distance=0.05), dtype)
 
-    @pytest.mark.parametrize("centres,dtype", [(1, F64), (3, F32)], ids=str)
-    def test_rows_computed_again_are_the_same(self, centres, dtype, monkeypatch):
+    def test_rows_computed_again_are_the_same(self, monkeypatch):
         # First all of them are kept, then none, then some.
-        f, w, y = Sample(35, 18 // centres, centres, 5).inputs(dtype)
+        f, w, y = Sample(35, 6, 3, 5).inputs(F32)
         kept = value_and_grads(MANY, f, w, y, sigma=10.0)
         for cache in (0, 32 * 16):
             monkeypatch.setattr(config, "MANY_CACHE", cache)
@@ -92,8 +91,7 @@ class TestTiles:
     "sample,dtype",
     [
         (Sample(37, 70, dim=35), F32),
-        (Sample(20, 66, dim=90), F64),
-        (Sample(40, 22, 3, dim=11), F64),
+        (Sample(20, 66, dim=67), F64),
         (Sample(40, 22, 3, dim=11), F32),
     ],
     ids=str,
@@ -309,8 +307,8 @@ def arguments(reduction: int, centres: int) -> tuple:
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("reduction,centres", [(0, 3), (1, 1)])
 class TestOperators:
+    @pytest.mark.parametrize("reduction,centres", [(0, 3), (1, 1)])
     def test_opcheck(self, reduction, centres):
         args = arguments(reduction, centres)
         loss, saved = operators.OPERATORS.forward(*args)
@@ -323,10 +321,10 @@ class TestOperators:
         outcome = torch.library.opcheck(operators.OPERATORS.backward, backward, test_utils=tests)
         assert set(outcome.values()) == {"SUCCESS"} and len(outcome) == 3
 
-    def test_results_do_not_depend_on_what_memory_held(self, reduction, centres, monkeypatch):
+    def test_results_do_not_depend_on_what_memory_held(self, monkeypatch):
         # NaN in every new buffer: what is read was written before; and runs are bitwise equal.
         monkeypatch.setattr(config, "MANY_CACHE", 16 * 32)  # a part of the rows
-        args = arguments(reduction, centres)
+        args = arguments(0, 3)
 
         def run():
             loss, saved = operators.OPERATORS.forward(*args)

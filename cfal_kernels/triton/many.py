@@ -328,8 +328,7 @@ class _Products:
         lists = flags.new_empty((lines * length,), dtype=torch.int32)
         counts = flags.new_empty((lines,), dtype=torch.int32)
         gradients.list_kernel[(lines,)](
-            flags, lists, counts, length, stride, step,
-            BLOCK=min(1024, config.power_of_two(length)),
+            flags, lists, counts, length, stride, step, BLOCK=128
         )  # fmt: skip
         return lists, counts
 
