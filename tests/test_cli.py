@@ -50,6 +50,8 @@ def test_every_command_that_is_listed_has_a_help(capsys):
         (["train", "--data", "no/such/folder"], ["no/such/folder"]),
         (["train", "--data", "x", "--seed", "-1"], ["seeds.init", "at least 0"]),
         (["train", "--data", "x", "--devices", "0"], ["training.devices", "at least 1"]),
+        (["plot", "weights", "no/such/folder"], ["no/such/folder"]),
+        (["plot", "features", "no/such/run"], ["no/such/run", "not a run"]),
         (["train", "--resume", "no/such/run"], ["no/such/run", "not a run"]),
         (["train", "--resume", "run", "--loss.sigma", "3"], ["--loss.sigma", "--resume"]),
         (["data", "check", "no/such/folder"], ["no/such/folder"]),

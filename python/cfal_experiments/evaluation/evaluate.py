@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from cfal_experiments import atomic
+from cfal_experiments.classifier import Classifier
 from cfal_experiments.data.partition import Split
 from cfal_experiments.errors import InputError
 from cfal_experiments.evaluation import inference, metrics, plots, predictions, tables
-from cfal_experiments.evaluation.predictions import Predictions
 from cfal_experiments.training import configuration, export, source
 from cfal_experiments.training.folder import RunFolder
 from cfal_experiments.training.source import Part
@@ -42,7 +42,7 @@ def evaluate(
     if data is None and part in ("validation", "test"):
         found = predictions.load(folder.predictions, part)
     else:
-        found = _predict(folder, data, part, allow_import)
+        found = inference.predict_part(*open_part(folder, data, part, allow_import=allow_import))
     scores = metrics.scores(found.labels, found.probabilities, found.class_names)
     save(scores, found.class_names, output)
     return tables.full(scores)
@@ -65,7 +65,20 @@ def save(scores: Mapping[str, Any], class_names: Sequence[str], output: Path) ->
     )
 
 
-def _predict(folder: RunFolder, data: str | None, part: str, allow_import: bool) -> Predictions:
+def open_part(
+    folder: RunFolder, data: str | None, part: str, *, allow_import: bool = False
+) -> tuple[Classifier, Part]:
+    """The trained system of a run, and images for it.
+
+    Args:
+        folder: of a complete run.
+        data: where the images are; None for those of the run.
+        part: of the run's split, or "all" for every image.
+        allow_import: build a model that the run names by import path.
+
+    Raises:
+        InputError: no model, no images, or not those of the run's split.
+    """
     classifier, description = export.load(folder.model, allow_import=allow_import)
     config = configuration.load(folder.config)
     if data is not None:
@@ -73,7 +86,7 @@ def _predict(folder: RunFolder, data: str | None, part: str, allow_import: bool)
     images = source.open_images(config.data, config.data.path, description.size)
     images = images.with_classes(description.class_names)
     if part == "all":
-        return inference.predict_part(classifier, Part(images, np.arange(len(images))))
+        return classifier, Part(images, np.arange(len(images)))
     try:
         split = Split.load(folder.split, images.paths)
     except InputError as error:
@@ -81,4 +94,4 @@ def _predict(folder: RunFolder, data: str | None, part: str, allow_import: bool)
     rows = getattr(split, part)
     if not len(rows):
         raise InputError(f"{folder.path}: its split has no {part} part; use --data and --part all")
-    return inference.predict_part(classifier, Part(images, rows))
+    return classifier, Part(images, rows)

@@ -33,5 +33,10 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str, file: 
     axes.set_xticks(ticks, class_names, rotation=45, ha="right")
     axes.set_yticks(ticks, class_names)
     axes.set(xlabel="predicted", ylabel="true", title=title)
+    write(figure, file)
+
+
+def write(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with replacing(file) as stream:
         FigureCanvasAgg(figure).print_png(stream)

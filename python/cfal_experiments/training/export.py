@@ -78,7 +78,7 @@ def load(file: Path, *, allow_import: bool = False) -> tuple[Classifier, Descrip
         >>> classifier, description = load(Path("run/model.safetensors"))
         >>> posteriors = classifier.predict_proba(images)
     """
-    tensors, description = _read(file)
+    tensors, description = read(file)
     if ":" in description.model.name and not allow_import:
         raise InputError(
             f"{file}: its model is built by {description.model.name!r}, code outside this package; "
@@ -99,7 +99,12 @@ def load(file: Path, *, allow_import: bool = False) -> tuple[Classifier, Descrip
     return built.eval(), description
 
 
-def _read(file: Path) -> tuple[dict[str, Any], Description]:
+def read(file: Path) -> tuple[dict[str, Any], Description]:
+    """Tensors and description of a model file; no model is built and no code is run.
+
+    Raises:
+        InputError: the file is missing, damaged or no model file.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
