@@ -98,6 +98,8 @@ def test_strides_beyond_32_bits(path, strides):
     apart = (5 * 2**29 // classes // 8 * 8, 0, 1)
     far = memory.as_strided(w.shape, apart).copy_(w.detach()).requires_grad_()
     assert same_bits(step(path, f, far, y, **keywords), expected)
+    del memory, far
+    torch.cuda.empty_cache()  # other processes use the device beside this one
 
 
 @every_kernel
