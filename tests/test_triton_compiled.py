@@ -16,7 +16,7 @@ import torch
 import triton_resources
 from cfal_kernels.triton import interpreter
 from cuda_resources import tool
-from triton_resources import ARCHITECTURES, BF16, CALLS, F32, Call, launches, make
+from triton_resources import ARCHITECTURES, BF16, CALLS, F16, F32, F64, Call, launches, make
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing"),
@@ -26,6 +26,8 @@ needs_cuobjdump = pytest.mark.skipif(
     tool("cuobjdump") is None, reason="needs cuobjdump, of the CUDA toolkit or of Triton's wheel"
 )
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+#: The kernels that multiply matrices.
+PRODUCTS = ("affinities_kernel", "features_kernel", "prototypes_kernel")
 compiled = functools.cache(triton_resources.compile_all)
 
 
@@ -63,6 +65,21 @@ def test_instructions(architecture):
         assert not re.search(r"\b(LDL|STL)\b", launch.code), where
         atomics = re.findall(r"\b(?:RED|REDG|ATOM|ATOMG|ATOMS)\.[A-Z0-9._]+", launch.code)
         assert not [a for a in atomics if re.search(r"F(16|32|64)|BF16", a)], (where, atomics)
+
+
+@needs_cuobjdump
+@every_architecture
+def test_products_are_of_tensor_cores(architecture):
+    """In every dtype; for float64 triton takes none on sm_100."""
+    cores = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC\w*MMA"}[architecture]
+    double = "DFMA" if architecture == 100 else "DMMA"
+    found = set()
+    for call, launch in launches_of(architecture):
+        if launch.name in PRODUCTS:
+            expected = double if call.dtype == F64 else cores
+            assert re.search(rf"\b{expected}\b", launch.code), f"{launch.name} of {call}"
+            found.add((launch.name, call.dtype))
+    assert found == {(name, dtype) for name in PRODUCTS for dtype in (F16, BF16, F32, F64)}
 
 
 @every_architecture

@@ -16,7 +16,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -54,6 +54,10 @@ CALLS = (
     Call(256, 9, 3, 512, F16),
     Call(300, 21, 3, 5, F64),
     Call(64, 64, 1, 512, F64, "none"),
+    Call(8192, 1000, 1, 512, F32),
+    Call(8192, 1000, 1, 512, BF16),
+    Call(512, 130, 3, 512, F16),
+    Call(300, 100, 1, 64, F64),
 )
 
 
@@ -61,12 +65,12 @@ CALLS = (
 class Resources:
     """One kernel of a call on one architecture; bytes, and registers of a thread.
 
-    Spilled registers lie in local memory; `launch` counts the launches of the call.
+    Spilled registers lie in local memory; `number` counts the kernels of the call.
     """
 
     call: str
     architecture: int
-    launch: int
+    number: int
     kernel: str
     warps: int
     registers: int
@@ -75,18 +79,23 @@ class Resources:
     triton: str
 
 
+@cache
+def disassembled(path: str) -> str:
+    """Kernels that several calls share are read once."""
+    command = [tool("cuobjdump"), "--dump-sass", "--dump-resource-usage", path]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 class Launch:
     """What one launch would have started."""
 
     def __init__(self, name: str, grid: tuple[int, ...], key: str, compiled: Any) -> None:
         self.name, self.grid, self.key, self.compiled = name, grid, key, compiled
 
-    @cached_property
+    @property
     def code(self) -> str:
         """Disassembly with a line on the resources; needs cuobjdump."""
-        path = self.compiled.metadata_group[f"{self.name}.cubin"]
-        command = [tool("cuobjdump"), "--dump-sass", "--dump-resource-usage", path]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return disassembled(self.compiled.metadata_group[f"{self.name}.cubin"])
 
     @property
     def ptx(self) -> str:
@@ -163,12 +172,12 @@ def make(call: Call, zeros: Callable[..., torch.Tensor] = torch.zeros) -> None:
 
 
 def compile_all(architecture: int) -> dict[Call, list[Launch]]:
-    """Every kernel of `CALLS`."""
+    """Every kernel of `CALLS`, once where a call launches it again."""
     out = {}
     for call in CALLS:
         with launches(architecture) as found:
             make(call)
-        out[call] = found
+        out[call] = list({launch.compiled.hash: launch for launch in found}.values())
     return out
 
 
