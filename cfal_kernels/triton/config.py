@@ -163,12 +163,16 @@ def many_tile(
     while b_r > 16 and b_r * b_c > most * most:
         b_r //= 2
     widest = max(16, power_of_two(dim))
+    # Rows that are not 16-byte aligned are read one by one, and every address takes registers.
     # Hundreds of centres in a class: narrower steps, to fit shared memory.
-    b_d = min(widest, max(16, (64 if half else 128 // itemsize) * 128 // max(128, b_c)))
+    step = 64 if half else max(16, (128 if dim % 16 == 0 else 64) // itemsize)
+    b_d = min(widest, max(16, step * 128 // max(128, b_c)))
     b_o = min(widest, 128 if in_parts and dim % 16 == 0 else 256 // itemsize)
     b_s = min(b_r, b_c, 128 // itemsize)
     stages = 3 if itemsize == 4 and b_c <= 128 else 2
-    return ManyTile(b_r, b_c, m_p, b_d, b_o, b_s, 8 if b_r * b_c > 4096 else 4, stages)
+    # Sums of float64 take twice the registers: more warps hold them without spilling.
+    warps = 8 if b_r * b_c > (1024 if itemsize == 8 else 4096) else 4
+    return ManyTile(b_r, b_c, m_p, b_d, b_o, b_s, warps, stages)
 
 
 def many_chunk(rows: int, columns: int) -> int:
