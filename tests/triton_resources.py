@@ -203,11 +203,11 @@ def read() -> list[Resources]:
 
 
 def main() -> None:
+    rows = [row for a in ARCHITECTURES for row in measure(compile_all(a), a)]
     with REPORT.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Resources))
-        for architecture in ARCHITECTURES:
-            writer.writerows(map(astuple, measure(compile_all(architecture), architecture)))
+        writer.writerows(map(astuple, rows))
 
 
 if __name__ == "__main__":
