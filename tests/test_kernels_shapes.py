@@ -28,11 +28,12 @@ from support_kernels import (
 )
 from truth import requires_long_double, truth
 
-#: Rows: registers 4; tasks 32; products 64 to 256, growing at 512, 768, 1024; flushes 128; chunks
-#: 512, 1024.
-ROW_TILES = (4, 32, 64, 128, 256, 512, 768, 1024)
-#: Prototypes: registers 4; lanes 16; pairs 16; products 64, 128; double 256; hinges 64 x 16 lanes.
-PROTOTYPE_TILES = (4, 16, 64, 128, 256, 1024)
+#: Rows: registers 3, 4; tasks 32; products 64 to 256, growing at 512, 768, 1024; flushes 128;
+#: chunks 512, 1024.
+ROW_TILES = (3, 4, 32, 64, 128, 256, 512, 768, 1024)
+#: Prototypes: registers 3, 4, 12; lanes 16; pairs 16; products 64, 128; double 256; hinges 64 x 16
+#: lanes.
+PROTOTYPE_TILES = (3, 4, 12, 16, 64, 128, 256, 1024)
 #: Features: lanes up to 16; columns of a backward tile 64 and 256; distance block 512.
 COLUMN_TILES = (4, 8, 16, 64, 128, 256, 512)
 

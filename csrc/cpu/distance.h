@@ -17,80 +17,113 @@ constexpr int64_t kDistanceBlock = 512;
 // cycle.
 constexpr int kTileRows = kVectorBytes == 64 ? 4 : 3;
 constexpr int kTilePrototypes = kVectorBytes == 64 ? 4 : 3;
+// With 16 registers and this many prototypes, one row against a group of them fills a tile as well;
+// then the features pass once, as one stream.
+constexpr int kRowPrototypes = 12;
+constexpr int64_t kLeastForOneRow = kVectorBytes == 64 ? INT64_MAX : 7;
 
 // q[r * ldq + p] += sum over n features of (f[r] - w[p])^2; f: R rows at stride ldf, w: P rows at
 // stride ldw. kAhead: also fetches the R rows after f, each of which may start a new page.
 template <class T, int R, int P, bool kAhead>
 inline void add_distances(const T* f, int64_t ldf, const T* w, int64_t ldw, int64_t n, double* q,
                           int64_t ldq) {
-  Vec<T> sum[R][P];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) sum[r][p] = Vec<T>{};
+  constexpr int kPadded = R * P == 1 ? 1 : (R * P + 3) / 4 * 4;
+  Vec<T> sum[kPadded];  // [R, P]
+#pragma GCC unroll 16
+  for (int i = 0; i < kPadded; ++i) sum[i] = Vec<T>{};
   int64_t d = 0;
   for (; d + kLanes<T> <= n; d += kLanes<T>) {
     Vec<T> fr[R];
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       fr[r] = load(f + r * ldf + d);
       if (kAhead) __builtin_prefetch(f + (R + r) * ldf + d);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       const Vec<T> wp = load(w + p * ldw + d);
-#pragma GCC unroll 4
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const Vec<T> difference = fr[r] - wp;
-        sum[r][p] += difference * difference;
+        sum[r * P + p] += difference * difference;
       }
     }
   }
+  // Unrolled like the rest: sums that are indexed at run time would live in memory.
   if (d < n) {
+    Vec<T> fr[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) fr[r] = load_first(f + r * ldf + d, n - d);
+#pragma GCC unroll 16
     for (int p = 0; p < P; ++p) {
       const Vec<T> wp = load_first(w + p * ldw + d, n - d);
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const Vec<T> difference = load_first(f + r * ldf + d, n - d) - wp;
-        sum[r][p] += difference * difference;
+        const Vec<T> difference = fr[r] - wp;
+        sum[r * P + p] += difference * difference;
       }
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) q[r * ldq + p] += sum_lanes<T>(sum[r][p]);
-}
-
-template <class T, int R, bool kAhead>
-inline void add_distances_to_group(int prototypes, const T* f, int64_t ldf, const T* w, int64_t ldw,
-                                   int64_t n, double* q, int64_t ldq) {
-  static_assert(kTilePrototypes <= 4);
-  switch (prototypes) {
-    case 1:
-      return add_distances<T, R, 1, kAhead>(f, ldf, w, ldw, n, q, ldq);
-    case 2:
-      return add_distances<T, R, 2, kAhead>(f, ldf, w, ldw, n, q, ldq);
-    case 3:
-      return add_distances<T, R, 3, kAhead>(f, ldf, w, ldw, n, q, ldq);
-    default:
-      if constexpr (kTilePrototypes == 4) add_distances<T, R, 4, kAhead>(f, ldf, w, ldw, n, q, ldq);
+  if constexpr (kPadded == 1) {
+    q[0] += sum_lanes<T>(sum[0]);
+  } else {
+    double sums[kPadded];
+#pragma GCC unroll 16
+    for (int i = 0; i < kPadded; i += 4)
+      sum_lanes_of_four<T>(sum[i], sum[i + 1], sum[i + 2], sum[i + 3], sums + i);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) q[r * ldq + p] += sums[r * P + p];
   }
 }
 
-// R rows against `count` prototypes, in groups of nearly equal size: 9 as 3 + 3 + 3 rather than 4 +
-// 4 + 1.
-template <class T, int R>
+// The same for 1 <= prototypes <= kMost.
+template <class T, int R, bool kAhead, int kMost>
+inline void add_distances_to_group(int prototypes, const T* f, int64_t ldf, const T* w, int64_t ldw,
+                                   int64_t n, double* q, int64_t ldq) {
+  if constexpr (kMost > 1)
+    if (prototypes < kMost)
+      return add_distances_to_group<T, R, kAhead, kMost - 1>(prototypes, f, ldf, w, ldw, n, q, ldq);
+  add_distances<T, R, kMost, kAhead>(f, ldf, w, ldw, n, q, ldq);
+}
+
+// R rows against `count` prototypes, in groups of nearly equal size: 10 as 3 + 3 + 4 rather than 4
+// + 4 + 2.
+template <class T, int R, int kMost>
 inline void add_distances_to_all(const T* f, int64_t ldf, const T* w, int64_t ldw, int64_t count,
                                  int64_t n, double* q, int64_t ldq) {
-  const int64_t groups = (count + kTilePrototypes - 1) / kTilePrototypes;
+  const int64_t groups = (count + kMost - 1) / kMost;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t k = g * count / groups;
     const int size = static_cast<int>((g + 1) * count / groups - k);
     if (g == 0)
-      add_distances_to_group<T, R, true>(size, f, ldf, w, ldw, n, q, ldq);
+      add_distances_to_group<T, R, true, kMost>(size, f, ldf, w, ldw, n, q, ldq);
     else
-      add_distances_to_group<T, R, false>(size, f, ldf, w + k * ldw, ldw, n, q + k, ldq);
+      add_distances_to_group<T, R, false, kMost>(size, f, ldf, w + k * ldw, ldw, n, q + k, ldq);
   }
+}
+
+// `rows` rows against `count` prototypes.
+template <class T>
+inline void add_distances_of_rows(const T* f, int64_t ldf, int64_t rows, const T* w, int64_t ldw,
+                                  int64_t count, int64_t n, double* q, int64_t ldq) {
+  int64_t r = 0;
+  if (count >= kLeastForOneRow) {
+    for (; r < rows; ++r)
+      add_distances_to_all<T, 1, kRowPrototypes>(f + r * ldf, ldf, w, ldw, count, n, q + r * ldq,
+                                                 ldq);
+    return;
+  }
+  for (; r + kTileRows <= rows; r += kTileRows)
+    add_distances_to_all<T, kTileRows, kTilePrototypes>(f + r * ldf, ldf, w, ldw, count, n,
+                                                        q + r * ldq, ldq);
+  for (; r + 2 <= rows; r += 2)
+    add_distances_to_all<T, 2, kTilePrototypes>(f + r * ldf, ldf, w, ldw, count, n, q + r * ldq,
+                                                ldq);
+  if (r < rows)
+    add_distances_to_all<T, 1, kTilePrototypes>(f + r * ldf, ldf, w, ldw, count, n, q + r * ldq,
+                                                ldq);
 }
 
 // q [rows, K] at stride ldq: distances of `rows` rows at stride ldf to K prototypes. Prototypes
@@ -111,16 +144,7 @@ void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_
                          static_cast<size_t>(n) * sizeof(T));
     const T* const prototypes = pack ? packed + first * kDistanceBlock : w + first * ldw + block;
     const int64_t stride = pack ? kDistanceBlock : ldw;
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      const T* const fr = f + r * ldf + block;
-      double* const out = q + r * ldq + first;
-      if (rows - r >= kTileRows)
-        add_distances_to_all<T, kTileRows>(fr, ldf, prototypes, stride, K - first, n, out, ldq);
-      else
-        for (int64_t i = 0; i < rows - r; ++i)
-          add_distances_to_all<T, 1>(fr + i * ldf, ldf, prototypes, stride, K - first, n,
-                                     out + i * ldq, ldq);
-    }
+    add_distances_of_rows(f + block, ldf, rows, prototypes, stride, K - first, n, q + first, ldq);
   }
 }
 

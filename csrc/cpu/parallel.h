@@ -13,6 +13,10 @@ namespace CFAL_ISA {
 // Multiply-adds below which a second thread costs more than it brings (about 10 us of one core).
 constexpr int64_t kWorkPerThread = 400'000;
 
+// Ranges that the tasks are cut into at most, for threads to take as they come: one that the
+// machine slows down then holds up no other. What a task computes does not depend on who takes it.
+constexpr int64_t kRanges = 16;
+
 // body(begin, end) on ranges that cover [0, tasks); work_per_task in multiply-adds.
 template <class Body>
 void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, const Body& body) {
@@ -24,12 +28,22 @@ void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, cons
     body(int64_t{0}, tasks);
     return;
   }
+  struct Context {
+    const Body* body;
+    int64_t tasks, range, next;
+  } context{&body, tasks, (tasks + kRanges - 1) / kRanges, 0};
+  if (context.range < grain) context.range = grain;
   runtime.parallel_for(
       tasks, grain,
-      [](int64_t begin, int64_t end, void* context) {
-        (*static_cast<const Body*>(context))(begin, end);
+      [](int64_t, int64_t, void* pointer) {
+        Context& c = *static_cast<Context*>(pointer);
+        for (;;) {
+          const int64_t begin = __atomic_fetch_add(&c.next, c.range, __ATOMIC_RELAXED);
+          if (begin >= c.tasks) return;
+          (*c.body)(begin, begin + c.range < c.tasks ? begin + c.range : c.tasks);
+        }
       },
-      const_cast<Body*>(&body));
+      &context);
 }
 
 // The same for tasks that multiply matrices: always inside the runtime's parallel region, where a

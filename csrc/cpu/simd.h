@@ -1,9 +1,12 @@
 // Vectors of one register of the instruction set this file is compiled for, through the compilers'
-// vector extensions: plain operators, no intrinsics, any architecture. a * b + c contracts to one
-// fused multiply-add where the target has it.
+// vector extensions: plain operators, any architecture. Intrinsics stand only where compilers do
+// not find the instruction. a * b + c contracts to one fused multiply-add where the target has it.
 #pragma once
 
 #include <cstdint>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #ifndef CFAL_ISA
 #define CFAL_ISA baseline
@@ -69,34 +72,39 @@ inline void store_first(T* p, Vec<T> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+#if defined(__AVX2__) && __has_builtin(__builtin_shufflevector) && \
+    __has_builtin(__builtin_convertvector)
+#define CFAL_FOUR_DOUBLES 1
+// Four doubles whose sums are the lanes' sums: lane i plus lane i + n / 2, until four are left.
+inline __m256d four_doubles(Vec<float> v) {
+#if defined(__AVX512F__)
+  typedef double Double8 __attribute__((vector_size(64)));
+  const Double8 d =
+      __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Double8) +
+      __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15), Double8);
+  return __builtin_shufflevector(d, d, 0, 1, 2, 3) + __builtin_shufflevector(d, d, 4, 5, 6, 7);
+#else
+  // GCC makes two conversions and an insertion of a __builtin_convertvector here.
+  const __m256 all = (__m256)v;
+  return _mm256_cvtps_pd(_mm256_castps256_ps128(all)) +
+         _mm256_cvtps_pd(_mm256_extractf128_ps(all, 1));
+#endif
+}
+inline __m256d four_doubles(Vec<double> v) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+#else
+  return (__m256d)v;
+#endif
+}
+#endif
+
 // Sum of the lanes in double, halving in a fixed order (lane i with lane i + n / 2).
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-#if defined(__AVX2__) && __has_builtin(__builtin_shufflevector) && \
-    __has_builtin(__builtin_convertvector)
-  // The same additions as below, kept in registers: this runs once for every distance.
-  typedef double Double4 __attribute__((vector_size(32)));
-  typedef double Double2 __attribute__((vector_size(16)));
-  Double4 d4;
-#if defined(__AVX512F__)
-  typedef double Double8 __attribute__((vector_size(64)));
-  Double8 d;
-  if constexpr (sizeof(T) == 4)
-    d = __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), Double8) +
-        __builtin_convertvector(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15),
-                                Double8);
-  else
-    d = v;
-  d4 = __builtin_shufflevector(d, d, 0, 1, 2, 3) + __builtin_shufflevector(d, d, 4, 5, 6, 7);
-#else
-  if constexpr (sizeof(T) == 4)
-    d4 = __builtin_convertvector(__builtin_shufflevector(v, v, 0, 1, 2, 3), Double4) +
-         __builtin_convertvector(__builtin_shufflevector(v, v, 4, 5, 6, 7), Double4);
-  else
-    d4 = v;
-#endif
-  const Double2 d2 = __builtin_shufflevector(d4, d4, 0, 1) + __builtin_shufflevector(d4, d4, 2, 3);
-  return d2[0] + d2[1];
+#if CFAL_FOUR_DOUBLES
+  const __m256d d = four_doubles(v);
+  return (d[0] + d[2]) + (d[1] + d[3]);
 #else
   T lanes[kLanes<T>];
   store(lanes, v);
@@ -105,6 +113,24 @@ inline double sum_lanes(Vec<T> v) {
   for (int n = kLanes<T> / 2; n > 0; n /= 2)
     for (int i = 0; i < n; ++i) d[i] += d[i + n];
   return d[0];
+#endif
+}
+
+// sum_lanes of four vectors, bit for bit: a transposition shares its steps.
+template <class T>
+inline void sum_lanes_of_four(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, double* sums) {
+#if CFAL_FOUR_DOUBLES
+  const __m256d da = four_doubles(a), db = four_doubles(b), dc = four_doubles(c),
+                dd = four_doubles(d);
+  // a0 + a2, a1 + a3, c0 + c2, c1 + c3, and the same of b and d
+  const __m256d ac = _mm256_permute2f128_pd(da, dc, 0x20) + _mm256_permute2f128_pd(da, dc, 0x31);
+  const __m256d bd = _mm256_permute2f128_pd(db, dd, 0x20) + _mm256_permute2f128_pd(db, dd, 0x31);
+  _mm256_storeu_pd(sums, _mm256_hadd_pd(ac, bd));
+#else
+  sums[0] = sum_lanes<T>(a);
+  sums[1] = sum_lanes<T>(b);
+  sums[2] = sum_lanes<T>(c);
+  sums[3] = sum_lanes<T>(d);
 #endif
 }
 
