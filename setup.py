@@ -358,9 +358,10 @@ class NativeBuild:
         reasons = self.record["reasons"]
         asked = {"cpu": [TORCH_CPU], "cuda": [TORCH_CPU, TORCH_CUDA]}.get(self.record["mode"])
         if asked:
-            # The NumPy door is asked for only where Python.h and pybind11 are there.
+            # The NumPy door is asked for only where Python.h and pybind11 are there. The autograd
+            # function in C++ is a shortcut: the one in Python stands in for it.
             for target in dict.fromkeys([*asked, *self.wanted]):
-                if target in reasons:
+                if target in reasons and target != TORCH_AUTOGRAD:
                     return f"{target} was not built: {reasons[target]}"
         return None
 

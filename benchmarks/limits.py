@@ -8,6 +8,9 @@ Of every shape, in interleaved rounds in one process:
 - bytes: reading the features twice and writing their gradient once, as a sum and a copy of torch
 - products: the three matrix products of a step (f w^T, e w, e^T f) by torch's BLAS, whole
 
+and whole steps: the opponents, the fused one, and, as "fused-python-autograd", the fused one recorded
+by the autograd function in Python, which serves every torch that the one in C++ was not built for.
+
 A goal of "n times faster than p" leaves p / n; it is out of reach where record and the larger of
 bytes and products already take longer. Few prototypes take no matrix products, but as many
 multiply-adds, so for them products is no bound, only a scale.
@@ -23,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from cfal_kernels import ops
 from providers import make_step
 from run import describe, environment
 from shapes import SHAPES, Case, Inputs, make_inputs
@@ -81,6 +85,8 @@ def measure(case: Case) -> dict[str, float]:
     for name in OPPONENTS:
         if name not in case.left_out:
             calls[name] = make_step(name, inputs).both
+    if ops.compiled.loss is not None:
+        calls["fused-python-autograd"] = recorded_in_python(make_step("fused", inputs).both)
     for call in calls.values():  # compiles, packs, fills caches
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -93,6 +99,20 @@ def measure(case: Case) -> dict[str, float]:
         if time.perf_counter() - begin > SECONDS:
             break
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def recorded_in_python(call: Callable[[], object]) -> Callable[[], object]:
+    """The call without the autograd function in C++."""
+    compiled, python = ops.compiled, ops.compiled._replace(loss=None)
+
+    def both() -> None:
+        ops.compiled = python
+        try:
+            call()
+        finally:
+            ops.compiled = compiled
+
+    return both
 
 
 def report(case: Case, medians: dict[str, float]) -> str:

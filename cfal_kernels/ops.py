@@ -62,14 +62,17 @@ def saved_numel_many(rows: int, prototypes: int, dim: int) -> int:
     return kept * (prototypes + _ROW_STATE) + _SCALARS + matrix
 
 
-def _load_library(library: Path) -> str:
-    """Loads a shared object of operators and returns why it could not, or ""."""
+def _load_library(library: Path, needs: str = "") -> str:
+    """Loads a shared object of operators and returns why it could not, or "".
+
+    `needs` says what it asks of torch, where that may be the reason.
+    """
     try:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
         return (
-            f"{library.name} does not load under torch {torch.__version__} (2.10 or newer is "
-            f"needed): {str(error).splitlines()[0]}"
+            f"{library.name} does not load under torch {torch.__version__}{needs}: "
+            f"{str(error).splitlines()[0]}"
         )
     return ""
 
@@ -110,7 +113,7 @@ def _load() -> str:
     library = _build.find(_build.TORCH_CPU)
     if library is None:
         return _build.why_missing(_build.TORCH_CPU)
-    if reason := _load_library(library):
+    if reason := _load_library(library, " (2.10 or newer is needed)"):
         return reason
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default

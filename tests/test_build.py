@@ -212,6 +212,14 @@ class TestCudaPlan:
         reason = self.plan(setup, tmp_path, "auto", "'13.0'").record["reasons"]["cfal_torch_cuda"]
         assert "is of CUDA 11.8; CUDA 12.8 or newer is needed" in reason
 
+    def test_what_is_asked_for_must_be_there_but_for_the_shortcut(self, setup, tmp_path):
+        build = setup.NativeBuild("cpu", "0.1.0", tmp_path)
+        build.wanted += ["cfal_torch_cpu", "cfal_torch_autograd"]
+        build.record["reasons"] = {"cfal_torch_autograd": "did not compile"}
+        assert build.missing() is None
+        build.record["reasons"]["cfal_torch_cpu"] = "did not compile"
+        assert build.missing() == "cfal_torch_cpu was not built: did not compile"
+
     def test_architectures(self, setup, tmp_path, monkeypatch):
         self.nvcc(tmp_path, monkeypatch, "13.0")
         monkeypatch.setenv("CFAL_CUDA_ARCHS", "90 100")
