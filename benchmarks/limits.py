@@ -19,6 +19,7 @@ multiply-adds, so for them products is no bound, only a scale.
 from __future__ import annotations
 
 import csv
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -91,8 +92,10 @@ def measure(case: Case) -> dict[str, float]:
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
+    order, shuffle = list(calls.items()), random.Random(0).shuffle
     for _ in range(MOST_ROUNDS):
-        for name, call in calls.items():
+        shuffle(order)  # who runs after whom decides what is in the caches
+        for name, call in order:
             start = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - start)
