@@ -8,8 +8,8 @@ Of every shape, in interleaved rounds in one process:
 - bytes: reading the features twice and writing their gradient once, as a sum and a copy of torch
 - products: the three matrix products of a step (f w^T, e w, e^T f) by torch's BLAS, whole
 
-and whole steps: the opponents, the fused one, and, as "fused-python-autograd", the fused one recorded
-by the autograd function in Python, which serves every torch that the one in C++ was not built for.
+and whole steps: the opponents, the fused one, and, as "fused-python-autograd", the fused one
+recorded by the autograd function in Python, which serves where the one in C++ was not built.
 
 A goal of "n times faster than p" leaves p / n; it is out of reach where record and the larger of
 bytes and products already take longer. Few prototypes take no matrix products, but as many
