@@ -39,6 +39,7 @@ def name_of(loss: torch.Tensor) -> str:
 
 
 def test_the_build_here_has_it():
+    # A build may do without; the tests below would then skip, and nobody would notice.
     built_for = _build.record().get("torch_headers")
     if built_for != torch.__version__:
         pytest.skip(f"built for torch {built_for}, this is {torch.__version__}")

@@ -17,10 +17,11 @@ constexpr int64_t kDistanceBlock = 512;
 // cycle.
 constexpr int kTileRows = kVectorBytes == 64 ? 4 : 3;
 constexpr int kTilePrototypes = kVectorBytes == 64 ? 4 : 3;
-// With 16 registers and this many prototypes, one row against a group of them fills a tile as well;
-// then the features pass once, as one stream.
+// With 16 registers one row against 7 to 12 prototypes fills a tile as well, and the features pass
+// as one stream. It pays while the block of prototypes, read for every row, stays in the L1 cache.
 constexpr int kRowPrototypes = 12;
 constexpr int64_t kLeastForOneRow = kVectorBytes == 64 ? INT64_MAX : 7;
+constexpr int64_t kOneRowBytes = 20480;
 
 // q[r * ldq + p] += sum over n features of (f[r] - w[p])^2; f: R rows at stride ldf, w: P rows at
 // stride ldw. kAhead: also fetches the R rows after f, each of which may start a new page.
@@ -109,7 +110,8 @@ template <class T>
 inline void add_distances_of_rows(const T* f, int64_t ldf, int64_t rows, const T* w, int64_t ldw,
                                   int64_t count, int64_t n, double* q, int64_t ldq) {
   int64_t r = 0;
-  if (count >= kLeastForOneRow) {
+  const int64_t bytes = count * n * static_cast<int64_t>(sizeof(T));
+  if (count >= kLeastForOneRow && bytes <= kOneRowBytes) {
     for (; r < rows; ++r)
       add_distances_to_all<T, 1, kRowPrototypes>(f + r * ldf, ldf, w, ldw, count, n, q + r * ldq,
                                                  ldq);

@@ -15,7 +15,7 @@ constexpr int64_t kWorkPerThread = 400'000;
 
 // Ranges that the tasks are cut into at most, for threads to take as they come: one that the
 // machine slows down then holds up no other. What a task computes does not depend on who takes it.
-constexpr int64_t kRanges = 16;
+constexpr int64_t kRanges = 64;
 
 // body(begin, end) on ranges that cover [0, tasks); work_per_task in multiply-adds.
 template <class Body>

@@ -72,9 +72,15 @@ inline void store_first(T* p, Vec<T> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-#if defined(__AVX2__) && __has_builtin(__builtin_shufflevector) && \
-    __has_builtin(__builtin_convertvector)
+#if defined(__AVX512F__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector) && __has_builtin(__builtin_convertvector)
 #define CFAL_FOUR_DOUBLES 1
+#endif
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#define CFAL_FOUR_DOUBLES 1
+#endif
+
+#if defined(CFAL_FOUR_DOUBLES)
 // Four doubles whose sums are the lanes' sums: lane i plus lane i + n / 2, until four are left.
 inline __m256d four_doubles(Vec<float> v) {
 #if defined(__AVX512F__)
@@ -102,7 +108,7 @@ inline __m256d four_doubles(Vec<double> v) {
 // Sum of the lanes in double, halving in a fixed order (lane i with lane i + n / 2).
 template <class T>
 inline double sum_lanes(Vec<T> v) {
-#if CFAL_FOUR_DOUBLES
+#if defined(CFAL_FOUR_DOUBLES)
   const __m256d d = four_doubles(v);
   return (d[0] + d[2]) + (d[1] + d[3]);
 #else
@@ -119,7 +125,7 @@ inline double sum_lanes(Vec<T> v) {
 // sum_lanes of four vectors, bit for bit: a transposition shares its steps.
 template <class T>
 inline void sum_lanes_of_four(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, double* sums) {
-#if CFAL_FOUR_DOUBLES
+#if defined(CFAL_FOUR_DOUBLES)
   const __m256d da = four_doubles(a), db = four_doubles(b), dc = four_doubles(c),
                 dd = four_doubles(d);
   // a0 + a2, a1 + a3, c0 + c2, c1 + c3, and the same of b and d
