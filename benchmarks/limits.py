@@ -86,7 +86,7 @@ def measure(case: Case) -> dict[str, float]:
     for name in OPPONENTS:
         if name not in case.left_out:
             calls[name] = make_step(name, inputs).both
-    if ops.compiled.loss is not None:
+    if ops.compiled is not None and ops.compiled.loss is not None:
         calls["fused-python-autograd"] = recorded_in_python(make_step("fused", inputs).both)
     for call in calls.values():  # compiles, packs, fills caches
         call()

@@ -93,7 +93,7 @@ class AngularMarginLoss(HeadedLoss):
 
     def with_margin(self, cosine: Tensor) -> Tensor:
         """What takes the place of cos(theta) for the own class; any shape."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define with_margin")
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """Mean loss of features `[B, D]` and classes `[B]`."""

@@ -51,11 +51,11 @@ class HeadedLoss(nn.Module):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The mean loss, a scalar, of features `[B, D]` and classes `[B]` (int64)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores `[B, C]` of features `[B, D]` whose softmax is the posterior; without margins."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define logits")
 
     def predict_proba(self, features: Tensor) -> Tensor:
         """Class probabilities `[B, C]` of features `[B, D]`, float32 or wider."""

@@ -52,6 +52,7 @@ def unpack(file: Path, target: Path, images: int | None, report: Report) -> None
         only = list(partial.iterdir())
         whole = only[0] if len(only) == 1 and only[0].is_dir() else partial
         whole.rename(target)
+    # NotImplementedError is how zipfile refuses a compression or version that it does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise InputError(f"{file}: damaged ({error}); delete it and fetch again") from error
     except OSError as error:
