@@ -122,7 +122,7 @@ def run(
 ) -> Tensor:
     """Chooses and runs; `auto` says once when only the reference is left."""
     # What `choose` would answer for the common call, without its walk.
-    if name == "auto" and not ops.unavailable and features.is_cpu:
+    if (name == "auto" or name == "cpu") and not ops.unavailable and features.is_cpu:
         return autograd.apply(features, prototypes, target, class_weights, parameters, ops.compiled)
     regime = parameters[-1]
     backend = choose(name, features, prototypes, regime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,6 +122,7 @@ def _load() -> str:
     compiled = Operators(forward, backward, loss)
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
+    torch.library.register_fake("cfal::value_and_grad", _fake_value_and_grad)
     return ""
 
 
@@ -142,7 +143,7 @@ def _fake_forward(
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(features, prototypes)
     rows, dim = features.shape
-    count = prototypes.shape[0] * prototypes.shape[1]
+    count = prototypes.shape[:-1].numel()
     loss = features.new_empty((rows,) if reduction == 0 else (), dtype=dtype)
     numel = saved_numel(regime, rows, count, dim) if save else 0
     return loss, features.new_empty((numel,), dtype=dtype)
@@ -170,6 +171,21 @@ def _fake_backward(
         features.new_empty(features.shape if need_features else (0,)),
         prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
     )
+
+
+def _fake_value_and_grad(
+    features: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None,
+    upstream: float,
+    *parameters_and_needs: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *parameters, need_features, need_prototypes = parameters_and_needs
+    inputs = (features, prototypes, target, class_weights, *parameters)
+    loss, saved = _fake_forward(*inputs, True)
+    grads = _fake_backward(loss, saved, *inputs, need_features, need_prototypes)
+    return loss, saved, *grads
 
 
 unavailable = _load()

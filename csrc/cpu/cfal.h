@@ -1,9 +1,13 @@
 // Contract of the CPU kernels.
 //
-// forward   writes loss ([B] for Reduction::kNone, else one value) and, when saved is not null,
-// saved_numel(problem) elements. backward  writes the gradients that are asked for (null: not
-// asked), contiguous, in the inputs' own dtypes; it reads `saved`
-//           and never writes it, so that it can run again.
+// forward writes loss ([B] for Reduction::kNone, else one value) and, when saved is not null,
+// saved_numel(problem) elements.
+//
+// backward writes the gradients that are asked for (null: not asked), contiguous, in the inputs' own
+// dtypes; it reads `saved` and never writes it, so that it can run again.
+//
+// value_and_grad is the two for an upstream gradient that is known beforehand, bit for bit, where it
+// can in one pass; saved is not null.
 //
 // loss and saved have the compute type: float64 if features or prototypes are, else float32.
 // Targets must have been checked with find_bad_target, which also counts the rows that are not
@@ -25,6 +29,10 @@ void forward(const Problem& problem, int64_t counted_rows, const Runtime& runtim
 void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,
               const void* saved, const Runtime& runtime, void* grad_features,
               void* grad_prototypes);
+
+void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,
+                    const Runtime& runtime, void* loss, void* saved, void* grad_features,
+                    void* grad_prototypes);
 
 // The instruction set in use ("baseline", "avx2", "avx512"): the best one that this machine and
 // CFAL_CPU_ISA allow.

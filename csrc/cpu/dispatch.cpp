@@ -12,6 +12,7 @@ struct Kernels {
   const char* name;
   decltype(&baseline::forward) forward;
   decltype(&baseline::backward) backward;
+  decltype(&baseline::value_and_grad) value_and_grad;
 };
 
 Kernels choose() {
@@ -21,11 +22,11 @@ Kernels choose() {
   const bool avx2_at_most = cap != nullptr && std::strcmp(cap, "avx2") == 0;
   // The feature levels of the x86-64 psABI, as in -march=x86-64-v3 and -v4.
   if (!baseline_only && !avx2_at_most && __builtin_cpu_supports("x86-64-v4"))
-    return {"avx512", &avx512::forward, &avx512::backward};
+    return {"avx512", &avx512::forward, &avx512::backward, &avx512::value_and_grad};
   if (!baseline_only && __builtin_cpu_supports("x86-64-v3"))
-    return {"avx2", &avx2::forward, &avx2::backward};
+    return {"avx2", &avx2::forward, &avx2::backward, &avx2::value_and_grad};
 #endif
-  return {"baseline", &baseline::forward, &baseline::backward};
+  return {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad};
 }
 
 const Kernels& kernels() {
@@ -45,6 +46,13 @@ void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& 
               void* grad_prototypes) {
   kernels().backward(problem, counted_rows, grad_loss, saved, runtime, grad_features,
                      grad_prototypes);
+}
+
+void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,
+                    const Runtime& runtime, void* loss, void* saved, void* grad_features,
+                    void* grad_prototypes) {
+  kernels().value_and_grad(problem, counted_rows, grad_loss, runtime, loss, saved, grad_features,
+                           grad_prototypes);
 }
 
 const char* active_isa() { return kernels().name; }

@@ -128,25 +128,17 @@ inline void add_distances_of_rows(const T* f, int64_t ldf, int64_t rows, const T
                                                 ldq);
 }
 
-// q [rows, K] at stride ldq: distances of `rows` rows at stride ldf to K prototypes. Prototypes
-// before `first` are left out. packed: scratch of K * kDistanceBlock elements, or null. With it,
-// blocks of long prototypes are copied together first: rows a power of two apart share few cache
-// sets.
+// q [rows, K] at stride ldq: distances of `rows` rows at stride ldf to K prototypes at stride ldw.
+// Prototypes before `first` are left out.
 template <class T>
 void squared_distances(const T* f, int64_t ldf, int64_t rows, const T* w, int64_t ldw, int64_t K,
-                       int64_t D, double* q, int64_t ldq, int64_t first = 0, T* packed = nullptr) {
+                       int64_t D, double* q, int64_t ldq, int64_t first = 0) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t k = first; k < K; ++k) q[r * ldq + k] = 0.0;
   for (int64_t block = 0; block < D; block += kDistanceBlock) {
     const int64_t n = D - block < kDistanceBlock ? D - block : kDistanceBlock;
-    const bool pack = packed != nullptr && D > kDistanceBlock && rows > kTileRows;
-    if (pack)
-      for (int64_t k = first; k < K; ++k)
-        __builtin_memcpy(packed + k * kDistanceBlock, w + k * ldw + block,
-                         static_cast<size_t>(n) * sizeof(T));
-    const T* const prototypes = pack ? packed + first * kDistanceBlock : w + first * ldw + block;
-    const int64_t stride = pack ? kDistanceBlock : ldw;
-    add_distances_of_rows(f + block, ldf, rows, prototypes, stride, K - first, n, q + first, ldq);
+    add_distances_of_rows(f + block, ldf, rows, w + first * ldw + block, ldw, K - first, n,
+                          q + first, ldq);
   }
 }
 

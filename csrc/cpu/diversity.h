@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "distance.h"
+#include "pack.h"
 #include "parallel.h"
 
 namespace cfal {
@@ -31,21 +32,22 @@ void pair_distances(const T* w, int64_t K, int64_t D, int64_t begin, int64_t end
 constexpr int64_t kPairRows = 16;
 
 // Statistics of all pairs in one pass over row blocks, merged in block order (Chan et al.'s update:
-// no cancellation). The distances stay in kept [K, K] (upper triangle) unless it is null.
-template <class T>
-PairStatistics pair_statistics(const Runtime& runtime, const T* w, int64_t K, int64_t D,
-                               double* kept) {
+// no cancellation). distances(first, last, out) writes the rows [first, last) of D, as
+// pair_distances does, to out: a row of kept [K, K], or scratch memory if that is null.
+template <class Distances>
+PairStatistics pair_statistics(const Runtime& runtime, int64_t K, int64_t work_of_block,
+                               double* kept, const Distances& distances_of) {
   struct Partial {
     double count, mean, squares;
   };
   const int64_t blocks = (K + kPairRows - 1) / kPairRows;
   Scratch<Partial> partials(blocks);
-  parallel(runtime, blocks, kPairRows * K * D / 2, [&](int64_t begin, int64_t end) {
+  parallel(runtime, blocks, work_of_block, [&](int64_t begin, int64_t end) {
     Scratch<double> scratch(kept ? 0 : kPairRows * K);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kPairRows, last = first + kPairRows < K ? first + kPairRows : K;
       double* distances = kept ? kept + first * K : scratch.get();
-      pair_distances(w, K, D, first, last, distances);
+      distances_of(first, last, distances);
       // Prototypes may be nearly equidistant: the mean is summed as deviations from the first
       // distance, or the rounding of a sum of large equal terms would be all that is left of D -
       // mu.
@@ -79,6 +81,53 @@ PairStatistics pair_statistics(const Runtime& runtime, const T* w, int64_t K, in
     total.count = count;
   }
   return {total.mean, total.squares / total.count};
+}
+
+// The same from prototypes w [K, D].
+template <class T>
+PairStatistics pair_statistics(const Runtime& runtime, const T* w, int64_t K, int64_t D,
+                               double* kept) {
+  return pair_statistics(runtime, K, kPairRows * K * D / 2, kept,
+                         [&](int64_t first, int64_t last, double* out) {
+                           pair_distances(w, K, D, first, last, out);
+                         });
+}
+
+// The same for a few prototypes, in double, with all distances kept: blocks of columns are as many
+// tasks, and each stays in the L1 cache.
+inline PairStatistics pair_statistics_by_columns(const Runtime& runtime, const Problem& p,
+                                                 double* kept) {
+  const int64_t K = p.K(), blocks = (p.D + kDistanceBlock - 1) / kDistanceBlock;
+  Scratch<double> parts(blocks * K * K);
+  parallel(runtime, blocks, K * K * kDistanceBlock, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kStride = kDistanceBlock + 64 / static_cast<int64_t>(sizeof(double));
+    Scratch<double> w(K * kStride);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t column = block * kDistanceBlock,
+                    n = p.D - column < kDistanceBlock ? p.D - column : kDistanceBlock;
+      for (int64_t k = 0; k < K; ++k)
+        read_prototype(p, k, column, n, w.get() + k * kStride);
+      // Row by row: what is left of the diagonal is not needed.
+      for (int64_t j = 0; j < K; ++j)
+        squared_distances(w.get() + j * kStride, kStride, 1, w.get(), kStride, K, n,
+                          parts.get() + (block * K + j) * K, K, j + 1);
+    }
+  });
+  bool finite = true;
+  for (int64_t j = 0; j < K; ++j)
+    for (int64_t k = j + 1; k < K; ++k) {
+      double sum = 0.0;
+      for (int64_t block = 0; block < blocks; ++block) sum += parts[(block * K + j) * K + k];
+      kept[j * K + k] = sum;
+      finite &= sum < __builtin_inf();
+    }
+  if (!finite) {
+    const PrototypeRows<double> w(p);
+    for (int64_t j = 0; j < K; ++j)
+      repair_distances(w.row(j), w.row(j + 1 < K ? j + 1 : j), p.D, K - j - 1, p.D,
+                       kept + j * K + j + 1);
+  }
+  return pair_statistics(runtime, K, kPairRows * K, kept, [](int64_t, int64_t, double*) {});
 }
 
 inline double pair_scale(int64_t K) {

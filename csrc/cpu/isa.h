@@ -12,6 +12,9 @@
   void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,     \
                 const void* saved, const Runtime& runtime, void* grad_features,                  \
                 void* grad_prototypes);                                                          \
+  void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss, \
+                      const Runtime& runtime, void* loss, void* saved, void* grad_features,      \
+                      void* grad_prototypes);                                                    \
   }                                                                                              \
   }
 

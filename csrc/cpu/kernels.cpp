@@ -1,7 +1,6 @@
 // The kernels for one instruction set: this file is compiled once for each, with CFAL_ISA naming
 // the namespace.
-#include "few_backward.h"
-#include "few_forward.h"
+#include "few_value_and_grad.h"
 #include "isa.h"
 #include "many_backward.h"
 #include "many_forward.h"
@@ -16,7 +15,7 @@ void forward_as(const Problem& p, int64_t counted_rows, const Runtime& runtime, 
   T* const typed_loss = static_cast<T*>(loss);
   T* const typed_saved = static_cast<T*>(saved);
   if (p.regime == Regime::kFew)
-    FewForward<T>(p, counted_rows, typed_loss, typed_saved).run(runtime);
+    few_forward(p, counted_rows, PaddedPrototypes<T>(p), runtime, typed_loss, typed_saved);
   else
     many_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
 }
@@ -27,9 +26,23 @@ void backward_as(const Problem& p, int64_t counted_rows, const UpstreamView& gra
                  void* grad_prototypes) {
   const T* const typed = static_cast<const T*>(saved);
   if (p.regime == Regime::kFew)
-    FewBackward<T>(p, grad_loss, typed, grad_features, grad_prototypes).run(runtime);
+    few_backward(p, grad_loss, typed, PaddedPrototypes<T>(p), runtime, grad_features,
+                 grad_prototypes);
   else
     ManyBackward<T>(p, counted_rows, grad_loss, typed, grad_features, grad_prototypes).run(runtime);
+}
+
+template <class T>
+void value_and_grad_as(const Problem& p, int64_t counted_rows, const UpstreamView& grad_loss,
+                       const Runtime& runtime, void* loss, void* saved, void* grad_features,
+                       void* grad_prototypes) {
+  if (p.regime == Regime::kFew) {
+    few_value_and_grad(p, counted_rows, grad_loss, runtime, static_cast<T*>(loss),
+                       static_cast<T*>(saved), grad_features, grad_prototypes);
+    return;
+  }
+  forward_as<T>(p, counted_rows, runtime, loss, saved);
+  backward_as<T>(p, counted_rows, grad_loss, saved, runtime, grad_features, grad_prototypes);
 }
 
 }  // namespace
@@ -49,6 +62,17 @@ void backward(const Problem& p, int64_t counted_rows, const UpstreamView& grad_l
     backward_as<double>(p, counted_rows, grad_loss, saved, runtime, grad_features, grad_prototypes);
   else
     backward_as<float>(p, counted_rows, grad_loss, saved, runtime, grad_features, grad_prototypes);
+}
+
+void value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamView& grad_loss,
+                    const Runtime& runtime, void* loss, void* saved, void* grad_features,
+                    void* grad_prototypes) {
+  if (computes_in_double(p))
+    value_and_grad_as<double>(p, counted_rows, grad_loss, runtime, loss, saved, grad_features,
+                              grad_prototypes);
+  else
+    value_and_grad_as<float>(p, counted_rows, grad_loss, runtime, loss, saved, grad_features,
+                             grad_prototypes);
 }
 
 }  // namespace CFAL_ISA

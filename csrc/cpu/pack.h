@@ -60,36 +60,31 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
 
+// out[i] = convert(in[i * stride]); a loop of its own for unit stride, which vectorises.
+template <class From, class To, class Convert>
+inline void read_as(const void* data, int64_t offset, int64_t stride, int64_t n, To* out,
+                    const Convert& convert) {
+  const From* in = static_cast<const From*>(data) + offset;
+  if (stride == 1)
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i]);
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = convert(in[i * stride]);
+}
+
 template <class T>
 inline void read_strided(const void* data, DType dtype, int64_t offset, int64_t stride, int64_t n,
                          T* out) {
   switch (dtype) {
-    case DType::kFloat64: {
-      const double* p = static_cast<const double*>(data) + offset;
-      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(p[i * stride]);
-      return;
-    }
-    case DType::kFloat32: {
-      const float* p = static_cast<const float*>(data) + offset;
-      for (int64_t i = 0; i < n; ++i) out[i] = p[i * stride];
-      return;
-    }
-    case DType::kBFloat16: {
-      const uint16_t* p = static_cast<const uint16_t*>(data) + offset;
-      if (stride == 1)
-        for (int64_t i = 0; i < n; ++i) out[i] = bfloat16_to_float(p[i]);
-      else
-        for (int64_t i = 0; i < n; ++i) out[i] = bfloat16_to_float(p[i * stride]);
-      return;
-    }
-    case DType::kFloat16: {
-      const uint16_t* p = static_cast<const uint16_t*>(data) + offset;
-      if (stride == 1)
-        for (int64_t i = 0; i < n; ++i) out[i] = half_to_float(p[i]);
-      else
-        for (int64_t i = 0; i < n; ++i) out[i] = half_to_float(p[i * stride]);
-      return;
-    }
+    case DType::kFloat64:
+      return read_as<double>(data, offset, stride, n, out, [](double x) { return T(x); });
+    case DType::kFloat32:
+      return read_as<float>(data, offset, stride, n, out, [](float x) { return T(x); });
+    case DType::kBFloat16:
+      return read_as<uint16_t>(data, offset, stride, n, out,
+                               [](uint16_t x) { return T(bfloat16_to_float(x)); });
+    case DType::kFloat16:
+      return read_as<uint16_t>(data, offset, stride, n, out,
+                               [](uint16_t x) { return T(half_to_float(x)); });
   }
 }
 
@@ -152,6 +147,45 @@ class FeatureRows {
   Scratch<T> copy_;
 };
 
+// Prototype k, its n columns from `column` on.
+template <class T>
+inline void read_prototype(const Problem& p, int64_t k, int64_t column, int64_t n, T* out) {
+  read_strided(p.prototypes, p.prototypes_dtype,
+               k / p.M * p.prototype_strides[0] + k % p.M * p.prototype_strides[1] +
+                   column * p.prototype_strides[2],
+               p.prototype_strides[2], n, out);
+}
+
+// All prototypes as a [K, D] matrix of T that a pass may read in tiles of columns: copied to rows
+// that begin at cache lines 16 of 32 apart, so that a tile of them spreads over the sets of the L1
+// cache (rows a power of two apart would share a few), and that go on with zeros to the end of a
+// register.
+template <class T>
+class PaddedPrototypes {
+ public:
+  explicit PaddedPrototypes(const Problem& p) : ld_(stride(p.D)), copy_(p.K() * ld_) {
+    for (int64_t k = 0; k < p.K(); ++k) {
+      T* const row = copy_.get() + k * ld_;
+      read_prototype(p, k, 0, p.D, row);
+      for (int64_t d = p.D; d < ld_; ++d) row[d] = T{0};
+    }
+  }
+
+  static int64_t stride(int64_t D) {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    const int64_t lines = (D + kLine - 1) / kLine;
+    return (lines + (48 - lines % 32) % 32) * kLine;
+  }
+
+  const T* get() const { return copy_.get(); }
+  const T* row(int64_t k) const { return copy_.get() + k * ld_; }
+  int64_t ld() const { return ld_; }
+
+ private:
+  int64_t ld_;
+  Scratch<T> copy_;
+};
+
 // All prototypes as a contiguous [K, D] matrix of T: in place where they already are, else copied.
 template <class T>
 class PrototypeRows {
@@ -165,11 +199,7 @@ class PrototypeRows {
       return;
     }
     copy_.resize(p.K() * p.D);
-    for (int64_t c = 0; c < p.C; ++c)
-      for (int64_t m = 0; m < p.M; ++m)
-        read_strided(p.prototypes, p.prototypes_dtype,
-                     c * p.prototype_strides[0] + m * p.prototype_strides[1],
-                     p.prototype_strides[2], p.D, copy_.get() + (c * p.M + m) * p.D);
+    for (int64_t k = 0; k < p.K(); ++k) read_prototype(p, k, 0, p.D, copy_.get() + k * p.D);
     data_ = copy_.get();
   }
 

@@ -12,6 +12,8 @@ struct Runtime {
   // ranges of fewer than `grain` tasks are not worth a thread.
   void (*parallel_for)(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, void*),
                        void* context) = nullptr;
+  // How many ranges may run at once. It decides which way a result is made, never what it is.
+  int64_t (*threads)() = nullptr;
 
   // c [m, n] = alpha op(a) [m, k] op(b) [k, n] + beta c, row-major, leading dimensions in elements.
   // Called from inside parallel_for, where it must run on the calling thread alone: results then do

@@ -28,7 +28,7 @@ class HostThreads {
   HostThreads& operator=(const HostThreads&) = delete;
 
   const Runtime& runtime() const {
-    static const Runtime runtime = {&parallel_for, &gemm<float>, &gemm<double>};
+    static const Runtime runtime = {&parallel_for, &threads, &gemm<float>, &gemm<double>};
     return runtime;
   }
 
@@ -47,6 +47,8 @@ class HostThreads {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!error_) error_ = std::current_exception();
   }
+
+  static int64_t threads() { return current()->threads_; }
 
   // Static contiguous ranges, one a thread: the partition depends on nothing but the counts.
   static void parallel_for(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, void*),

@@ -8,47 +8,27 @@
 #include <tuple>
 
 #include "../cpu/cfal.h"
+#include "outputs.h"
 #include "problem.h"
 #include "products.h"
 
 namespace cfal::torch_door {
 namespace {
 
-Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
-  int64_t strides[3] = {1, 1, 1};
-  const int64_t* size = sizes.begin();
-  const auto dim = static_cast<int64_t>(sizes.size());
-  for (int64_t d = dim - 2; d >= 0; --d)
-    strides[d] = strides[d + 1] * (size[d + 1] > 0 ? size[d + 1] : 1);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, strides, dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
+Place cpu() { return {aoti_torch_device_type_cpu(), 0}; }
 
 void parallel_for(int64_t tasks, int64_t grain, void (*body)(int64_t, int64_t, void*),
                   void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, tasks, grain, body, context));
 }
 
-const Runtime kRuntime = {&parallel_for, &gemm<float>, &gemm<double>};
-
-int32_t code_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return codes().half;
-    case DType::kBFloat16:
-      return codes().bfloat16;
-    case DType::kFloat32:
-      return codes().single;
-    default:
-      return codes().double_;
-  }
+int64_t threads() {
+  uint32_t count = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return count;
 }
 
-int32_t compute_code(const Problem& p) {
-  return computes_in_double(p) ? codes().double_ : codes().single;
-}
+const Runtime kRuntime = {&parallel_for, &threads, &gemm<float>, &gemm<double>};
 
 std::tuple<Tensor, Tensor> forward(const Tensor& features, const Tensor& prototypes,
                                    const Tensor& target, const std::optional<Tensor>& class_weights,
@@ -59,9 +39,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& features, const Tensor& prototy
       features, prototypes, target, class_weights,
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  const int32_t type = compute_code(p);
-  Tensor loss = p.reduction == Reduction::kNone ? empty({p.B}, type) : empty({}, type);
-  Tensor saved = empty({save ? saved_numel(p) : 0}, type);
+  Tensor loss = empty_loss(p, cpu());
+  Tensor saved = empty({save ? saved_numel(p) : 0}, compute_code(p), cpu());
   cfal::forward(p, counted, kRuntime, loss.data_ptr(), save ? saved.data_ptr() : nullptr);
   return {std::move(loss), std::move(saved)};
 }
@@ -87,16 +66,29 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved
   const DType upstream_type = dtype_of(upstream, "grad_loss");
   STD_TORCH_CHECK(upstream_type == DType::kFloat32 || upstream_type == DType::kFloat64,
                   "cfal: grad_loss must be float32 or float64");
-  const int32_t features_code = code_of(p.features.dtype),
-                prototypes_code = code_of(p.prototypes_dtype);
-  Tensor grad_features =
-      need_features ? empty({p.B, p.D}, features_code) : empty({0}, features_code);
-  Tensor grad_prototypes =
-      need_prototypes ? empty({p.C, p.M, p.D}, prototypes_code) : empty({0}, prototypes_code);
+  Gradients gradients(p, prototypes, need_features, need_prototypes, cpu());
   cfal::backward(p, counted, {upstream.data, upstream_type, per_row ? upstream.strides[0] : 0},
-                 coefficients.data, kRuntime, need_features ? grad_features.data_ptr() : nullptr,
-                 need_prototypes ? grad_prototypes.data_ptr() : nullptr);
-  return {std::move(grad_features), std::move(grad_prototypes)};
+                 coefficients.data, kRuntime, gradients.features_out(),
+                 gradients.prototypes_out());
+  return {std::move(gradients.features), std::move(gradients.prototypes)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> value_and_grad(
+    const Tensor& features, const Tensor& prototypes, const Tensor& target,
+    const std::optional<Tensor>& class_weights, double upstream, double sigma, double margin,
+    double gamma, double diversity_weight, bool detach_focal, int64_t reduction,
+    int64_t ignore_index, int64_t regime, bool need_features, bool need_prototypes) {
+  const Problem p = make_problem(
+      features, prototypes, target, class_weights,
+      {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
+  const int64_t counted = count_rows(p);
+  Tensor loss = empty_loss(p, cpu());
+  Tensor saved = empty({saved_numel(p)}, compute_code(p), cpu());
+  Gradients gradients(p, prototypes, need_features, need_prototypes, cpu());
+  cfal::value_and_grad(p, counted, {&upstream, DType::kFloat64, 0}, kRuntime, loss.data_ptr(),
+                       saved.data_ptr(), gradients.features_out(), gradients.prototypes_out());
+  return {std::move(loss), std::move(saved), std::move(gradients.features),
+          std::move(gradients.prototypes)};
 }
 
 }  // namespace
@@ -105,4 +97,5 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved
 STABLE_TORCH_LIBRARY_IMPL(cfal, CPU, m) {
   m.impl("forward", TORCH_BOX(&cfal::torch_door::forward));
   m.impl("backward", TORCH_BOX(&cfal::torch_door::backward));
+  m.impl("value_and_grad", TORCH_BOX(&cfal::torch_door::value_and_grad));
 }

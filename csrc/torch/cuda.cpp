@@ -11,34 +11,11 @@
 
 #include "../cuda/cfal.h"
 #include "device.h"
+#include "outputs.h"
 #include "problem.h"
 
 namespace cfal::torch_door {
 namespace {
-
-Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype, int32_t type, int32_t index) {
-  int64_t strides[3] = {1, 1, 1};
-  const int64_t* size = sizes.begin();
-  const auto dim = static_cast<int64_t>(sizes.size());
-  for (int64_t d = dim - 2; d >= 0; --d)
-    strides[d] = strides[d + 1] * (size[d + 1] > 0 ? size[d + 1] : 1);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, size, strides, dtype, type, index, &handle));
-  return Tensor(handle);
-}
-
-int32_t code_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return codes().half;
-    case DType::kBFloat16:
-      return codes().bfloat16;
-    case DType::kFloat32:
-      return codes().single;
-    default:
-      return codes().double_;
-  }
-}
 
 // Where a call runs: the device of the features, current while this lives, and its current stream.
 class Call {
@@ -54,12 +31,10 @@ class Call {
                       "cfal: all tensors must be on one device");
   }
 
-  Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) const {
-    return torch_door::empty(sizes, dtype, type_, index_);
-  }
+  Place place() const { return {type_, index_}; }
   // Memory of the caching allocator: it may be given to a later call on this stream once this one
   // has been queued.
-  Tensor workspace(int64_t doubles) const { return empty({doubles}, codes().double_); }
+  Tensor workspace(int64_t doubles) const { return empty({doubles}, codes().double_, place()); }
 
   cuda::Stream stream() const { return stream_; }
   const cuda::Device& device() const { return device_; }
@@ -101,9 +76,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& features, const Tensor& prototy
   check_regime(p);
   const Call call(features,
                   {&prototypes, &target, class_weights.has_value() ? &*class_weights : &target});
-  const int32_t type = computes_in_double(p) ? codes().double_ : codes().single;
-  Tensor loss = p.reduction == Reduction::kNone ? call.empty({p.B}, type) : call.empty({}, type);
-  Tensor saved = call.empty({save ? saved_numel(p) : 0}, type);
+  Tensor loss = empty_loss(p, call.place());
+  Tensor saved = empty({save ? saved_numel(p) : 0}, compute_code(p), call.place());
   const Tensor workspace = call.workspace(cuda::forward_workspace(p, call.device()));
   cuda::forward(p, call.device(), call.stream(), loss.data_ptr(), save ? saved.data_ptr() : nullptr,
                 doubles_of(workspace));
@@ -122,7 +96,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   check_regime(p);
   const Facts coefficients = facts_of(saved), upstream = facts_of(grad_loss);
-  const int32_t type = computes_in_double(p) ? codes().double_ : codes().single;
+  const int32_t type = compute_code(p);
   STD_TORCH_CHECK(coefficients.dim == 1 && coefficients.sizes[0] == saved_numel(p) &&
                       coefficients.strides[0] == 1 && coefficients.dtype == type,
                   "cfal: saved does not belong to these inputs");
@@ -133,19 +107,14 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved
   STD_TORCH_CHECK(upstream_type == DType::kFloat32 || upstream_type == DType::kFloat64,
                   "cfal: grad_loss must be float32 or float64");
   const Call call(features, {&prototypes, &target, &saved, &grad_loss});
-  const int32_t features_code = code_of(p.features.dtype),
-                prototypes_code = code_of(p.prototypes_dtype);
-  Tensor grad_features =
-      need_features ? call.empty({p.B, p.D}, features_code) : call.empty({0}, features_code);
-  Tensor grad_prototypes = need_prototypes ? call.empty({p.C, p.M, p.D}, prototypes_code)
-                                           : call.empty({0}, prototypes_code);
+  Gradients gradients(p, prototypes, need_features, need_prototypes, call.place());
   const Tensor workspace =
       call.workspace(cuda::backward_workspace(p, call.device(), need_prototypes));
   cuda::backward(p, call.device(), call.stream(),
                  {upstream.data, upstream_type, per_row ? upstream.strides[0] : 0},
-                 coefficients.data, need_features ? grad_features.data_ptr() : nullptr,
-                 need_prototypes ? grad_prototypes.data_ptr() : nullptr, doubles_of(workspace));
-  return {std::move(grad_features), std::move(grad_prototypes)};
+                 coefficients.data, gradients.features_out(), gradients.prototypes_out(),
+                 doubles_of(workspace));
+  return {std::move(gradients.features), std::move(gradients.prototypes)};
 }
 
 }  // namespace

@@ -78,16 +78,18 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
                             const Parameters& parameters) {
   const Facts features = facts_of(features_tensor), prototypes = facts_of(prototypes_tensor),
               target = facts_of(target_tensor);
-  STD_TORCH_CHECK(features.dim == 2 && prototypes.dim == 3 && target.dim == 1,
-                  "cfal: features, prototypes and target must have 2, 3 and 1 dimensions, got ",
-                  features.dim, ", ", prototypes.dim, " and ", target.dim);
+  STD_TORCH_CHECK(
+      features.dim == 2 && (prototypes.dim == 2 || prototypes.dim == 3) && target.dim == 1,
+      "cfal: features, prototypes and target must have 2, 2 or 3, and 1 dimensions, got ",
+      features.dim, ", ", prototypes.dim, " and ", target.dim);
+  const bool flat = prototypes.dim == 2;  // [C, D]: one centre a class
   Problem p;
   p.B = features.sizes[0];
   p.D = features.sizes[1];
   p.C = prototypes.sizes[0];
-  p.M = prototypes.sizes[1];
-  STD_TORCH_CHECK(prototypes.sizes[2] == p.D, "cfal: features have ", p.D, " columns, prototypes ",
-                  prototypes.sizes[2]);
+  p.M = flat ? 1 : prototypes.sizes[1];
+  STD_TORCH_CHECK(prototypes.sizes[prototypes.dim - 1] == p.D, "cfal: features have ", p.D, " columns, prototypes ",
+                  prototypes.sizes[prototypes.dim - 1]);
   STD_TORCH_CHECK(target.sizes[0] == p.B, "cfal: features have ", p.B, " rows, target ",
                   target.sizes[0]);
   STD_TORCH_CHECK(p.C > 0 && p.M > 0 && p.D > 0, "cfal: prototypes must not be empty");
@@ -95,7 +97,9 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
                 features.strides[1]};
   p.prototypes = prototypes.data;
   p.prototypes_dtype = dtype_of(prototypes, "prototypes");
-  for (int d = 0; d < 3; ++d) p.prototype_strides[d] = prototypes.strides[d];
+  p.prototype_strides[0] = prototypes.strides[0];
+  p.prototype_strides[1] = flat ? 0 : prototypes.strides[1];
+  p.prototype_strides[2] = prototypes.strides[prototypes.dim - 1];
   STD_TORCH_CHECK(target.dtype == codes().int64 || target.dtype == codes().int32,
                   "cfal: target must be int64 or int32");
   p.target = target.data;

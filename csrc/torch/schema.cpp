@@ -19,4 +19,10 @@ STABLE_TORCH_LIBRARY(cfal, m) {
       "detach_focal, "
       "int reduction, int ignore_index, int regime, bool need_features, bool need_prototypes) "
       "-> (Tensor grad_features, Tensor grad_prototypes)");
+  m.def(
+      "value_and_grad(Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights, "
+      "float upstream, float sigma, float margin, float gamma, float diversity_weight, bool "
+      "detach_focal, int reduction, int ignore_index, int regime, bool need_features, bool "
+      "need_prototypes) "
+      "-> (Tensor loss, Tensor saved, Tensor grad_features, Tensor grad_prototypes)");
 }

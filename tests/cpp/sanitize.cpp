@@ -53,6 +53,11 @@ void parallel_for(int64_t tasks, int64_t, void (*body)(int64_t, int64_t, void*),
   for (std::thread& worker : workers) worker.join();
 }
 
+template <int count>
+int64_t threads() {
+  return count;
+}
+
 template <class T>
 void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const T* a, int64_t lda,
           const T* b, int64_t ldb, double beta, T* c, int64_t ldc) {
@@ -71,8 +76,8 @@ void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const
   }
 }
 
-const Runtime kSerial = {&parallel_for<1>, &gemm<float>, &gemm<double>};
-const Runtime kThreaded = {&parallel_for<3>, &gemm<float>, &gemm<double>};
+const Runtime kSerial = {&parallel_for<1>, &threads<1>, &gemm<float>, &gemm<double>};
+const Runtime kThreaded = {&parallel_for<3>, &threads<3>, &gemm<float>, &gemm<double>};
 
 constexpr uint64_t kDraws = 20;  // cases per shape, regime and instruction set
 

@@ -1,0 +1,267 @@
+// Few prototypes, the gradients from coefficients c. With e_ij = g_i c_ij for the upstream gradient
+// g,
+//   grad_f_i = -sum_j e_ij (f_i - w_j),   grad_w_j = sum_i e_ij (f_i - w_j) + G sum_k E_jk (w_j -
+//   w_k),   G = sum_i g_i dl_i/dR.
+//
+// Rows come in chunks, which a thread takes whole or a tile of columns at a time, and in blocks of a
+// chunk, in order. A chunk has sums of its own, so there is nothing to synchronise, and the order of
+// additions depends on the shape alone: neither on threads nor on how chunks are cut into tiles and
+// blocks.
+#pragma once
+
+#include "../core/saved.h"
+#include "few_pull.h"
+#include "pack.h"
+#include "parallel.h"
+
+namespace cfal {
+namespace CFAL_ISA {
+
+constexpr int64_t kMostChunks = 32;
+constexpr int64_t kBlockRows = 8 * kPullRows;  // that a block has at most
+// Rows summed in T before they are added up in double: whole blocks of 2, 4 or 8 kPullRows.
+constexpr int64_t kFlushRows = kPullRows == 8 ? 128 : 144;
+static_assert(kFlushRows % kBlockRows == 0);
+
+// Columns of a tile: w and grad_w stay in the L1 cache, in rows long enough for the processor to see
+// them coming.
+template <class T>
+inline int64_t tile_columns(int64_t K) {
+  const int64_t columns = 40960 / (2 * K * static_cast<int64_t>(sizeof(T)));
+  if (columns >= 512) return 512;
+  return columns < 64 ? 64 : columns / 64 * 64;
+}
+
+template <class T>
+class FewGradients {
+ public:
+  FewGradients(const Problem& p, const UpstreamView& upstream, const T* saved,
+               const PaddedPrototypes<T>& prototypes, void* grad_features, void* grad_prototypes)
+      : p_(p),
+        upstream_(upstream),
+        layout_{p.B, p.K()},
+        saved_(saved),
+        prototypes_(prototypes),
+        ld_(prototypes.ld()),
+        grad_features_(grad_features),
+        grad_prototypes_(grad_prototypes),
+        direct_(p.features.dtype == dtype_of<T>()),
+        chunks_(chunks_of(p)),
+        chunk_rows_(p.B > 0 ? (p.B + chunks_ - 1) / chunks_ : 0),
+        sums_(grad_prototypes ? chunks_ * p.K() * ld_ : 0),
+        slopes_(chunks_) {}
+
+  // A power of two of chunks, for any number of threads to share, of so many rows that reading their
+  // sums costs little beside reading the rows.
+  static int64_t chunks_of(const Problem& p) {
+    const int64_t least = 3 * p.K() > 32 ? 3 * p.K() : 32;
+    int64_t chunks = 1;
+    while (chunks < kMostChunks && p.B / (2 * chunks) >= least) chunks *= 2;
+    return chunks;
+  }
+
+  int64_t chunks() const { return chunks_; }
+  int64_t chunk_rows() const { return chunk_rows_; }
+  int64_t first_row(int64_t chunk) const {
+    return chunk * chunk_rows_ < p_.B ? chunk * chunk_rows_ : p_.B;
+  }
+
+  // What a thread needs for a tile of `columns` columns, or for all of them a tile at a time.
+  struct Worker {
+    Worker(const FewGradients& all, int64_t tile, int64_t columns)
+        : e(kBlockRows * all.p_.K()),
+          out(kPullRows * tile),
+          finite(kPullRows * tile),
+          wide(all.chunk_rows_ > kFlushRows ? all.p_.K() * columns : 0),
+          columns(columns) {}
+    Scratch<T> e;            // [groups of kPullRows rows, K, kPullRows]
+    Scratch<T> out, finite;  // [kPullRows, tile]
+    Scratch<double> wide;    // [K, columns]
+    const int64_t columns;
+    bool pulls[kBlockRows];
+    int64_t pulling[kBlockRows / kPullRows];  // rows of a group that pull at all
+    int64_t pending = 0;                      // rows that are in sums_ but not in wide
+  };
+
+  // A chunk's sums of the columns [column, column + worker.columns) begin.
+  void begin_chunk(int64_t chunk, int64_t column, Worker& worker) {
+    worker.pending = 0;
+    if (column == 0) slopes_[chunk] = 0.0;
+    if (grad_prototypes_ == nullptr) return;
+    const int64_t n = columns_from(column, worker.columns);
+    T* const sums = sums_of(chunk) + column;
+    for (int64_t k = 0; k < p_.K(); ++k) {
+      for (int64_t d = 0; d < n; ++d) sums[k * ld_ + d] = T{0};
+      if (widens())
+        for (int64_t d = 0; d < n; ++d) worker.wide[k * worker.columns + d] = 0.0;
+    }
+  }
+
+  // e = g c for a block of rows: the first of a chunk, or those after the block before.
+  void begin_block(int64_t first, int64_t rows, Worker& worker) const {
+    const int64_t K = p_.K();
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t group = r / kPullRows;
+      T* const e = worker.e.get() + group * K * kPullRows + r % kPullRows;
+      if (r % kPullRows == 0) worker.pulling[group] = 0;
+      const T* c = saved_ + (first + r) * layout_.stride();
+      const bool ignored = p_.target_at(first + r) == p_.ignore_index;
+      const T g = ignored ? T{0} : static_cast<T>(upstream_.at(first + r));
+      bool any = false;
+      for (int64_t k = 0; k < K; ++k) {
+        const T value = ignored ? T{0} : g * c[k];
+        e[k * kPullRows] = value;
+        any |= value != T{0};
+      }
+      worker.pulls[r] = any;
+      worker.pulling[group] += any;
+    }
+  }
+
+  // A tile of a block: f [rows, tile] at stride ldf, from `column` on.
+  void pull_tile(int64_t chunk, int64_t first, int64_t rows, const T* f, int64_t ldf,
+                 int64_t column, int64_t tile, Worker& worker) {
+    for (int64_t r = 0; r < rows; r += kPullRows)
+      pull_group(chunk, first + r, rows - r < kPullRows ? rows - r : kPullRows, f + r * ldf, ldf,
+                 column, columns_from(column, tile), r, worker);
+  }
+
+  // After all tiles of a block.
+  void end_block(int64_t chunk, int64_t first, int64_t rows, int64_t column, Worker& worker) {
+    if (column == 0)
+      for (int64_t i = first; i < first + rows && p_.has_diversity(); ++i)
+        if (p_.target_at(i) != p_.ignore_index)
+          slopes_[chunk] += upstream_.at(i) * saved_[i * layout_.stride() + p_.K()];
+    worker.pending += rows;
+    if (widens() && worker.pending >= kFlushRows) flush(chunk, column, worker);
+  }
+
+  void end_chunk(int64_t chunk, int64_t column, Worker& worker) {
+    if (!widens()) return;
+    flush(chunk, column, worker);
+    const int64_t n = columns_from(column, worker.columns);
+    T* const sums = sums_of(chunk) + column;
+    for (int64_t k = 0; k < p_.K(); ++k)
+      for (int64_t d = 0; d < n; ++d)
+        sums[k * ld_ + d] = static_cast<T>(worker.wide[k * worker.columns + d]);
+  }
+
+  // After all chunks: adds them in order, then the diversity term.
+  void finish(const Runtime& runtime) {
+    if (grad_prototypes_ == nullptr) return;
+    double slope = 0.0;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) slope += slopes_[chunk];
+    constexpr int64_t kTile = 256;
+    parallel(runtime, (p_.D + kTile - 1) / kTile, (chunks_ + p_.K()) * p_.K() * kTile,
+             [&](int64_t begin, int64_t end) {
+               Scratch<T> e(kPullRows * p_.K()), out(kPullRows * kTile);
+               for (int64_t tile = begin; tile < end; ++tile)
+                 finish_tile(tile * kTile, columns_from(tile * kTile, kTile), slope, e.get(),
+                             out.get(), kTile);
+             });
+  }
+
+ private:
+  int64_t columns_from(int64_t column, int64_t most) const {
+    return p_.D - column < most ? p_.D - column : most;
+  }
+  T* sums_of(int64_t chunk) { return sums_.get() + chunk * p_.K() * ld_; }
+  bool widens() const { return grad_prototypes_ != nullptr && chunk_rows_ > kFlushRows; }
+
+  // Rows [i, i + rows) of a block, `r` after its first.
+  void pull_group(int64_t chunk, int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column,
+                  int64_t n, int64_t r, Worker& worker) {
+    const int64_t K = p_.K(), D = p_.D, pulling = worker.pulling[r / kPullRows];
+    T* const gf = grad_features_ == nullptr
+                      ? nullptr
+                      : (direct_ ? static_cast<T*>(grad_features_) + i * D + column
+                                 : worker.out.get());
+    const int64_t ldgf = direct_ ? D : n;
+    if (pulling > 0) {
+      if (pulling < rows) {  // 0 times what a row without a gradient holds may be NaN
+        for (int64_t q = 0; q < rows; ++q)
+          for (int64_t d = 0; d < n; ++d)
+            worker.finite[q * n + d] = worker.pulls[r + q] ? f[q * ldf + d] : T{0};
+        f = worker.finite.get();
+        ldf = n;
+      }
+      const T* const e = worker.e.get() + r * K;
+      const T* const w = prototypes_.get() + column;
+      if (gf != nullptr && grad_prototypes_ != nullptr)
+        pull_rows<T, true, true>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf,
+                                 sums_of(chunk) + column, ld_);
+      else if (gf != nullptr)
+        pull_rows<T, true, false>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf, nullptr, 0);
+      else if (grad_prototypes_ != nullptr)
+        pull_rows<T, false, true>(rows, f, ldf, e, w, ld_, K, n, nullptr, 0,
+                                  sums_of(chunk) + column, ld_);
+    } else if (gf != nullptr) {
+      // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly 0.
+      for (int64_t q = 0; q < rows; ++q)
+        __builtin_memset(gf + q * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
+    }
+    if (gf != nullptr && !direct_)
+      for (int64_t q = 0; q < rows; ++q)
+        write_row(grad_features_, p_.features.dtype, (i + q) * D + column, n, gf + q * ldgf);
+  }
+
+  void flush(int64_t chunk, int64_t column, Worker& worker) {
+    const int64_t n = columns_from(column, worker.columns);
+    T* const sums = sums_of(chunk) + column;
+    for (int64_t k = 0; k < p_.K(); ++k)
+      for (int64_t d = 0; d < n; ++d) {
+        worker.wide[k * worker.columns + d] += sums[k * ld_ + d];
+        sums[k * ld_ + d] = T{0};
+      }
+    worker.pending = 0;
+  }
+
+  // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk (w_j -
+  // w_k) is the gradient of a row w_j with coefficients -E_jk. e [K, kPullRows], out [kPullRows,
+  // ldout].
+  void finish_tile(int64_t column, int64_t n, double slope, T* e, T* out, int64_t ldout) {
+    const int64_t K = p_.K(), D = p_.D;
+    const T* const w = prototypes_.get() + column;
+    Scratch<double> sum(n);
+    for (int64_t first = 0; first < K; first += kPullRows) {
+      const int64_t rows = K - first < kPullRows ? K - first : kPullRows;
+      if (p_.has_diversity()) {
+        const T* pairs = saved_ + layout_.pairs_offset() + first * layout_.stride();
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t k = 0; k < K; ++k)
+            e[k * kPullRows + r] = static_cast<T>(-slope * pairs[r * layout_.stride() + k]);
+        pull_rows<T, true, false>(rows, w + first * ld_, ld_, e, w, ld_, K, n, out, ldout, nullptr,
+                                  0);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          __builtin_memset(out + r * ldout, 0, static_cast<size_t>(n) * sizeof(T));
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        T* const row = out + r * ldout;
+        for (int64_t d = 0; d < n; ++d) sum[d] = 0.0;
+        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+          const T* const sums = sums_of(chunk) + (first + r) * ld_ + column;
+          for (int64_t d = 0; d < n; ++d) sum[d] += sums[d];
+        }
+        for (int64_t d = 0; d < n; ++d) row[d] = static_cast<T>(sum[d] + row[d]);
+        write_row(grad_prototypes_, p_.prototypes_dtype, (first + r) * D + column, n, row);
+      }
+    }
+  }
+
+  const Problem& p_;
+  const UpstreamView& upstream_;
+  const FewLayout layout_;
+  const T* saved_;
+  const PaddedPrototypes<T>& prototypes_;
+  const int64_t ld_;
+  void* grad_features_;
+  void* grad_prototypes_;
+  const bool direct_;
+  const int64_t chunks_, chunk_rows_;
+  Scratch<T> sums_;         // [chunks, K, ld]
+  Scratch<double> slopes_;  // G of each chunk
+};
+
+}  // namespace CFAL_ISA
+}  // namespace cfal
