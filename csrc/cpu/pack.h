@@ -174,7 +174,7 @@ class PaddedPrototypes {
   static int64_t stride(int64_t D) {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
     const int64_t lines = (D + kLine - 1) / kLine;
-    return (lines + (48 - lines % 32) % 32) * kLine;
+    return (lines + (49 - lines % 32) % 32) * kLine;
   }
 
   const T* get() const { return copy_.get(); }
