@@ -23,13 +23,13 @@ constexpr int64_t kBlockRows = 8 * kPullRows;  // that a block has at most
 constexpr int64_t kFlushRows = kPullRows == 8 ? 128 : 144;
 static_assert(kFlushRows % kBlockRows == 0);
 
-// Columns of a tile: w and grad_w stay in the L1 cache, in rows long enough for the processor to see
-// them coming.
+// Columns of a tile whose parts of w and grad_w take about `bytes`, but no more than D.
 template <class T>
-inline int64_t tile_columns(int64_t K) {
-  const int64_t columns = 40960 / (2 * K * static_cast<int64_t>(sizeof(T)));
-  if (columns >= 512) return 512;
-  return columns < 64 ? 64 : columns / 64 * 64;
+inline int64_t tile_columns(int64_t K, int64_t D, int64_t bytes) {
+  int64_t columns = bytes / (2 * K * static_cast<int64_t>(sizeof(T))) / 64 * 64;
+  if (columns > 512) columns = 512;
+  if (columns < 64) columns = 64;
+  return columns < D ? columns : D;
 }
 
 template <class T>

@@ -36,7 +36,7 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
   }
   FewRows<T> rows(p, counted_rows, prototypes, loss, saved);
   FewGradients<T> gradients(p, upstream, saved, prototypes, grad_features, grad_prototypes);
-  const int64_t wanted = tile_columns<T>(p.K()), tile = wanted < p.D ? wanted : p.D;
+  const int64_t tile = tile_columns<T>(p.K(), p.D, 20480);  // inside the L1 cache
   int64_t block = kBlockRows;
   while (block > 2 * kPullRows && block * p.D * static_cast<int64_t>(sizeof(T)) > kBlockBytes)
     block /= 2;
