@@ -73,7 +73,7 @@ def cfal_loss(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    return call.forward(save=False)[0]
+    return call.loss()
 
 
 def cfal_loss_and_grad(
@@ -122,9 +122,7 @@ def cfal_loss_and_grad(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    upstream = call.upstream(grad_output)
-    loss, saved = call.forward(save=True)
-    return loss, *call.backward(upstream, saved)
+    return call.loss_and_grad(grad_output)
 
 
 class _Call:
@@ -166,16 +164,15 @@ class _Call:
         regime = _regime.of(centres.shape[0] * centres.shape[1])
         self.parameters = (*hyperparameters, detach_focal, self.reduction, ignore_index, regime)
 
-    def forward(self, save: bool) -> tuple[NDArray, NDArray]:
-        """The loss and the buffer for the backward."""
-        return _door().forward(*self.tensors, *self.parameters, save)
+    def loss(self) -> NDArray:
+        return _door().forward(*self.tensors, *self.parameters)
 
-    def backward(self, upstream: NDArray, saved: NDArray) -> tuple[NDArray, NDArray]:
-        """The gradients of features and prototypes."""
-        grad_f, grad_w = _door().backward(upstream, saved, *self.tensors, *self.parameters)
-        return grad_f, grad_w.reshape(self.prototypes_shape)
+    def loss_and_grad(self, grad_output: ArrayLike | None) -> tuple[NDArray, NDArray, NDArray]:
+        upstream = self._upstream(grad_output)
+        loss, grad_f, grad_w = _door().value_and_grad(upstream, *self.tensors, *self.parameters)
+        return loss, grad_f, grad_w.reshape(self.prototypes_shape)
 
-    def upstream(self, grad_output: ArrayLike | None) -> NDArray:
+    def _upstream(self, grad_output: ArrayLike | None) -> NDArray:
         """`grad_output` in the compute dtype and the shape of the loss."""
         shape = self.tensors[0].shape[:1] if self.reduction == 0 else ()
         if grad_output is None:

@@ -31,10 +31,9 @@ def arguments(regime, dim=40):
 
 def run(door, arrays, regime, threads):
     rest = arguments(regime)
-    loss, saved = door.forward(*arrays, *rest, True, threads=threads)
-    one = np.ones((), loss.dtype)
-    # Not `saved`: some of its elements are padding, which nobody writes or reads.
-    return loss, *door.backward(one, saved, *arrays, *rest, threads=threads)
+    alone = door.forward(*arrays, *rest, threads=threads)
+    one = np.ones((), alone.dtype)
+    return alone, *door.value_and_grad(one, *arrays, *rest, threads=threads)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -76,9 +75,9 @@ def test_strided_arrays_are_read_in_place():
     views = (wide[::2, ::-2], prototypes[::-1], len(prototypes) - 1 - target)
     for regime in (FEW, MANY):
         rest = arguments(regime)
-        ours, _ = door.forward(*views, *rest, False)
+        ours = door.forward(*views, *rest)
         straight = (features, np.ascontiguousarray(prototypes[::-1]), views[2])
-        np.testing.assert_array_equal(ours, door.forward(*straight, *rest, False)[0])
+        np.testing.assert_array_equal(ours, door.forward(*straight, *rest))
 
 
 @pytest.mark.parametrize(
@@ -99,19 +98,23 @@ def test_strided_arrays_are_read_in_place():
 def test_a_direct_call_reads_nothing_that_is_not_there(change, error, message):
     door = cfal_numpy._door()
     with pytest.raises(error, match=message):
-        door.forward(*change(*inputs()), *arguments(FEW), True)
+        door.forward(*change(*inputs()), *arguments(FEW))
 
 
-def test_backward_refuses_what_a_different_forward_saved():
+def test_the_upstream_gradient_has_the_shape_of_the_loss():
     door = cfal_numpy._door()
-    arrays = inputs()
-    _, saved = door.forward(*arrays, *arguments(FEW), True)
-    one = np.ones((), np.float32)
-    for wrong in (saved[:-1], saved.astype(np.float64), np.repeat(saved, 2)[::2]):
-        with pytest.raises(ValueError, match="saved does not belong"):
-            door.backward(one, wrong, *arrays, *arguments(FEW))
-    with pytest.raises(ValueError, match="shape of the loss"):
-        door.backward(np.ones(130, np.float32), saved, *arrays, *arguments(FEW))
+    for wrong in (np.ones(130, np.float32), np.ones((1, 1), np.float32)):
+        with pytest.raises(ValueError, match="shape of the loss"):
+            door.value_and_grad(wrong, *inputs(), *arguments(FEW))
+    with pytest.raises(ValueError, match="grad_loss must be float32 or float64"):
+        door.value_and_grad(np.ones((), np.float16), *inputs(), *arguments(FEW))
+
+
+def test_the_loss_is_the_same_with_and_without_gradients():
+    door = cfal_numpy._door()
+    for regime in (FEW, MANY):
+        alone, loss, *_ = run(door, inputs(), regime, threads=2)
+        np.testing.assert_array_equal(alone, loss)
 
 
 def unaligned(array):

@@ -87,10 +87,9 @@ PairStatistics pair_statistics(const Runtime& runtime, int64_t K, int64_t work_o
 template <class T>
 PairStatistics pair_statistics(const Runtime& runtime, const T* w, int64_t K, int64_t D,
                                double* kept) {
-  return pair_statistics(runtime, K, kPairRows * K * D / 2, kept,
-                         [&](int64_t first, int64_t last, double* out) {
-                           pair_distances(w, K, D, first, last, out);
-                         });
+  return pair_statistics(
+      runtime, K, kPairRows * K * D / 2, kept,
+      [&](int64_t first, int64_t last, double* out) { pair_distances(w, K, D, first, last, out); });
 }
 
 // The same for a few prototypes, in double, with all distances kept: blocks of columns are as many
@@ -105,8 +104,7 @@ inline PairStatistics pair_statistics_by_columns(const Runtime& runtime, const P
     for (int64_t block = begin; block < end; ++block) {
       const int64_t column = block * kDistanceBlock,
                     n = p.D - column < kDistanceBlock ? p.D - column : kDistanceBlock;
-      for (int64_t k = 0; k < K; ++k)
-        read_prototype(p, k, column, n, w.get() + k * kStride);
+      for (int64_t k = 0; k < K; ++k) read_prototype(p, k, column, n, w.get() + k * kStride);
       // Row by row: what is left of the diagonal is not needed.
       for (int64_t j = 0; j < K; ++j)
         squared_distances(w.get() + j * kStride, kStride, 1, w.get(), kStride, K, n,

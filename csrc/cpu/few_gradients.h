@@ -3,10 +3,10 @@
 //   grad_f_i = -sum_j e_ij (f_i - w_j),   grad_w_j = sum_i e_ij (f_i - w_j) + G sum_k E_jk (w_j -
 //   w_k),   G = sum_i g_i dl_i/dR.
 //
-// Rows come in chunks, which a thread takes whole or a tile of columns at a time, and in blocks of a
-// chunk, in order. A chunk has sums of its own, so there is nothing to synchronise, and the order of
-// additions depends on the shape alone: neither on threads nor on how chunks are cut into tiles and
-// blocks.
+// Rows come in chunks, which a thread takes whole or a tile of columns at a time, and in blocks of
+// a chunk, in order. A chunk has sums of its own, so there is nothing to synchronise, and the order
+// of additions depends on the shape alone: neither on threads nor on how chunks are cut into tiles
+// and blocks.
 #pragma once
 
 #include "../core/saved.h"
@@ -51,8 +51,8 @@ class FewGradients {
         sums_(grad_prototypes ? chunks_ * p.K() * ld_ : 0),
         slopes_(chunks_) {}
 
-  // A power of two of chunks, for any number of threads to share, of so many rows that reading their
-  // sums costs little beside reading the rows.
+  // A power of two of chunks, for any number of threads to share, of so many rows that reading
+  // their sums costs little beside reading the rows.
   static int64_t chunks_of(const Problem& p) {
     const int64_t least = 3 * p.K() > 32 ? 3 * p.K() : 32;
     int64_t chunks = 1;
@@ -172,10 +172,10 @@ class FewGradients {
   void pull_group(int64_t chunk, int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column,
                   int64_t n, int64_t r, Worker& worker) {
     const int64_t K = p_.K(), D = p_.D, pulling = worker.pulling[r / kPullRows];
-    T* const gf = grad_features_ == nullptr
-                      ? nullptr
-                      : (direct_ ? static_cast<T*>(grad_features_) + i * D + column
-                                 : worker.out.get());
+    T* const gf =
+        grad_features_ == nullptr
+            ? nullptr
+            : (direct_ ? static_cast<T*>(grad_features_) + i * D + column : worker.out.get());
     const int64_t ldgf = direct_ ? D : n;
     if (pulling > 0) {
       if (pulling < rows) {  // 0 times what a row without a gradient holds may be NaN
@@ -188,15 +188,16 @@ class FewGradients {
       const T* const e = worker.e.get() + r * K;
       const T* const w = prototypes_.get() + column;
       if (gf != nullptr && grad_prototypes_ != nullptr)
-        pull_rows<T, true, true>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf,
-                                 sums_of(chunk) + column, ld_);
+        pull_rows<T, true, true>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf, sums_of(chunk) + column,
+                                 ld_);
       else if (gf != nullptr)
         pull_rows<T, true, false>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf, nullptr, 0);
       else if (grad_prototypes_ != nullptr)
         pull_rows<T, false, true>(rows, f, ldf, e, w, ld_, K, n, nullptr, 0,
                                   sums_of(chunk) + column, ld_);
     } else if (gf != nullptr) {
-      // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly 0.
+      // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly
+      // 0.
       for (int64_t q = 0; q < rows; ++q)
         __builtin_memset(gf + q * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
     }
@@ -216,8 +217,8 @@ class FewGradients {
     worker.pending = 0;
   }
 
-  // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk (w_j -
-  // w_k) is the gradient of a row w_j with coefficients -E_jk. e [K, kPullRows], out [kPullRows,
+  // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk (w_j
+  // - w_k) is the gradient of a row w_j with coefficients -E_jk. e [K, kPullRows], out [kPullRows,
   // ldout].
   void finish_tile(int64_t column, int64_t n, double slope, T* e, T* out, int64_t ldout) {
     const int64_t K = p_.K(), D = p_.D;

@@ -4,18 +4,18 @@
 
 #include "cfal.h"
 
-#define CFAL_DECLARE_ISA(ISA)                                                                    \
-  namespace cfal {                                                                               \
-  namespace ISA {                                                                                \
-  void forward(const Problem& problem, int64_t counted_rows, const Runtime& runtime, void* loss, \
-               void* saved);                                                                     \
-  void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,     \
-                const void* saved, const Runtime& runtime, void* grad_features,                  \
-                void* grad_prototypes);                                                          \
+#define CFAL_DECLARE_ISA(ISA)                                                                      \
+  namespace cfal {                                                                                 \
+  namespace ISA {                                                                                  \
+  void forward(const Problem& problem, int64_t counted_rows, const Runtime& runtime, void* loss,   \
+               void* saved);                                                                       \
+  void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,       \
+                const void* saved, const Runtime& runtime, void* grad_features,                    \
+                void* grad_prototypes);                                                            \
   void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss, \
-                      const Runtime& runtime, void* loss, void* saved, void* grad_features,      \
-                      void* grad_prototypes);                                                    \
-  }                                                                                              \
+                      const Runtime& runtime, void* loss, void* saved, void* grad_features,        \
+                      void* grad_prototypes);                                                      \
+  }                                                                                                \
   }
 
 CFAL_DECLARE_ISA(baseline)

@@ -119,41 +119,39 @@ py::array empty(std::vector<py::ssize_t> shape, DType type) {
   return py::array(py::dtype(name), std::move(shape));
 }
 
-py::tuple forward(const py::array& features, const py::array& prototypes, const py::array& target,
+py::array empty_loss(const Problem& p) {
+  return p.reduction == Reduction::kNone ? empty({p.B}, compute_type(p))
+                                         : empty({}, compute_type(p));
+}
+
+py::array forward(const py::array& features, const py::array& prototypes, const py::array& target,
                   const std::optional<py::array>& class_weights, double sigma, double margin,
                   double gamma, double diversity_weight, bool detach_focal, int64_t reduction,
-                  int64_t ignore_index, int64_t regime, bool save, int threads) {
+                  int64_t ignore_index, int64_t regime, int threads) {
   const Problem p = make_problem(
       features, prototypes, target, class_weights,
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  const DType type = compute_type(p);
-  py::array loss = p.reduction == Reduction::kNone ? empty({p.B}, type) : empty({}, type);
-  py::array saved = empty({save ? saved_numel(p) : 0}, type);
+  py::array loss = empty_loss(p);
   void* const loss_out = loss.mutable_data();
-  void* const saved_out = save ? saved.mutable_data() : nullptr;
   HostThreads host(threads);
   {
     const py::gil_scoped_release release;
-    cfal::forward(p, counted, host.runtime(), loss_out, saved_out);
+    cfal::forward(p, counted, host.runtime(), loss_out, nullptr);
   }
   host.rethrow();
-  return py::make_tuple(loss, saved);
+  return loss;
 }
 
-py::tuple backward(const py::array& grad_loss, const py::array& saved, const py::array& features,
-                   const py::array& prototypes, const py::array& target,
-                   const std::optional<py::array>& class_weights, double sigma, double margin,
-                   double gamma, double diversity_weight, bool detach_focal, int64_t reduction,
-                   int64_t ignore_index, int64_t regime, int threads) {
+py::tuple value_and_grad(const py::array& grad_loss, const py::array& features,
+                         const py::array& prototypes, const py::array& target,
+                         const std::optional<py::array>& class_weights, double sigma, double margin,
+                         double gamma, double diversity_weight, bool detach_focal,
+                         int64_t reduction, int64_t ignore_index, int64_t regime, int threads) {
   const Problem p = make_problem(
       features, prototypes, target, class_weights,
       {sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index, regime});
   const int64_t counted = count_rows(p);
-  require(saved.ndim() == 1 && saved.shape(0) == saved_numel(p) &&
-              float_type(saved, "saved") == compute_type(p) &&
-              (saved.shape(0) < 2 || stride(saved, 0, "saved") == 1),
-          "saved does not belong to these inputs");
   const bool per_row = p.reduction == Reduction::kNone;
   require(grad_loss.ndim() == (per_row ? 1 : 0) && (!per_row || grad_loss.shape(0) == p.B),
           "grad_loss must have the shape of the loss");
@@ -161,18 +159,22 @@ py::tuple backward(const py::array& grad_loss, const py::array& saved, const py:
   require(grad_type != DType::kFloat16, "grad_loss must be float32 or float64");
   const UpstreamView upstream{grad_loss.data(), grad_type,
                               per_row ? stride(grad_loss, 0, "grad_loss") : 0};
+  py::array loss = empty_loss(p);
+  py::array saved = empty({saved_numel(p)}, compute_type(p));
   py::array grad_features = empty({p.B, p.D}, p.features.dtype);
   py::array grad_prototypes = empty({p.C, p.M, p.D}, p.prototypes_dtype);
+  void* const loss_out = loss.mutable_data();
+  void* const saved_out = saved.mutable_data();
   void* const features_out = grad_features.mutable_data();
   void* const prototypes_out = grad_prototypes.mutable_data();
-  const void* const saved_in = saved.data();
   HostThreads host(threads);
   {
     const py::gil_scoped_release release;
-    cfal::backward(p, counted, upstream, saved_in, host.runtime(), features_out, prototypes_out);
+    cfal::value_and_grad(p, counted, upstream, host.runtime(), loss_out, saved_out, features_out,
+                         prototypes_out);
   }
   host.rethrow();
-  return py::make_tuple(grad_features, grad_prototypes);
+  return py::make_tuple(loss, grad_features, grad_prototypes);
 }
 
 py::dict build_facts() {
@@ -189,13 +191,14 @@ PYBIND11_MODULE(_numpy_door, m) {
   using namespace pybind11::literals;
   namespace door = cfal::numpy_door;
   m.doc() =
-      "The CPU kernels of cfal_kernels on NumPy arrays, with the signatures of torch.ops.cfal; "
-      "threads = 0 takes every core. People call cfal_kernels.numpy.";
+      "The CPU kernels of cfal_kernels on NumPy arrays; threads = 0 takes every core. People call "
+      "cfal_kernels.numpy.";
   m.def("forward", &door::forward, "features"_a, "prototypes"_a, "target"_a, "class_weights"_a,
         "sigma"_a, "margin"_a, "gamma"_a, "diversity_weight"_a, "detach_focal"_a, "reduction"_a,
-        "ignore_index"_a, "regime"_a, "save"_a, "threads"_a = 0);
-  m.def("backward", &door::backward, "grad_loss"_a, "saved"_a, "features"_a, "prototypes"_a,
+        "ignore_index"_a, "regime"_a, "threads"_a = 0, "The loss.");
+  m.def("value_and_grad", &door::value_and_grad, "grad_loss"_a, "features"_a, "prototypes"_a,
         "target"_a, "class_weights"_a, "sigma"_a, "margin"_a, "gamma"_a, "diversity_weight"_a,
-        "detach_focal"_a, "reduction"_a, "ignore_index"_a, "regime"_a, "threads"_a = 0);
+        "detach_focal"_a, "reduction"_a, "ignore_index"_a, "regime"_a, "threads"_a = 0,
+        "The loss, and the gradients of features and prototypes.");
   m.def("build_facts", &door::build_facts, "Instruction sets compiled, and the one in use here.");
 }

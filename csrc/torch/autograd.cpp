@@ -80,16 +80,16 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     if (upstream) {
       auto [loss, saved, grad_features, grad_prototypes] =
-          at_once.call(features, prototypes, target, class_weights, *upstream, sigma,
-                       margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-                       regime, features.requires_grad(), prototypes.requires_grad());
+          at_once.call(features, prototypes, target, class_weights, *upstream, sigma, margin, gamma,
+                       diversity_weight, detach_focal, reduction, ignore_index, regime,
+                       features.requires_grad(), prototypes.requires_grad());
       ctx->save_for_backward({features, prototypes, target, weights, std::move(saved),
                               std::move(grad_features), std::move(grad_prototypes)});
       return loss;
     }
     auto [loss, saved] =
-        op.call(features, prototypes, target, class_weights, sigma, margin, gamma,
-                diversity_weight, detach_focal, reduction, ignore_index, regime, true);
+        op.call(features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
+                detach_focal, reduction, ignore_index, regime, true);
     ctx->save_for_backward({features, prototypes, target, weights, std::move(saved)});
     return loss;
   }
@@ -126,10 +126,9 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
     if (is_prepared(reals[4], integers[1], integers[3], grad, saved)) {
       both = {saved[kGradients], saved[kGradients + 1]};
     } else {
-      both = op.call(grad, saved[kSaved], saved[kFeatures], prototypes,
-                     saved[kTarget], class_weights, reals[0], reals[1], reals[2], reals[3],
-                     integers[0] != 0, integers[1], integers[2], integers[3], need_features,
-                     need_prototypes);
+      both = op.call(grad, saved[kSaved], saved[kFeatures], prototypes, saved[kTarget],
+                     class_weights, reals[0], reals[1], reals[2], reals[3], integers[0] != 0,
+                     integers[1], integers[2], integers[3], need_features, need_prototypes);
     }
     return both;
   }
@@ -163,9 +162,9 @@ Tensor loss_below_autograd(const Tensor& features, const Tensor& prototypes, con
                            double gamma, double diversity_weight, bool detach_focal,
                            int64_t reduction, int64_t ignore_index, int64_t regime) {
   static const auto op = find<Forward>("cfal::forward");
-  return std::get<0>(op.call(features, prototypes, target, class_weights, sigma,
-                             margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-                             regime, false));
+  return std::get<0>(op.call(features, prototypes, target, class_weights, sigma, margin, gamma,
+                             diversity_weight, detach_focal, reduction, ignore_index, regime,
+                             false));
 }
 
 }  // namespace

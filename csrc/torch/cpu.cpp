@@ -68,8 +68,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& saved
                   "cfal: grad_loss must be float32 or float64");
   Gradients gradients(p, prototypes, need_features, need_prototypes, cpu());
   cfal::backward(p, counted, {upstream.data, upstream_type, per_row ? upstream.strides[0] : 0},
-                 coefficients.data, kRuntime, gradients.features_out(),
-                 gradients.prototypes_out());
+                 coefficients.data, kRuntime, gradients.features_out(), gradients.prototypes_out());
   return {std::move(gradients.features), std::move(gradients.prototypes)};
 }
 

@@ -21,8 +21,8 @@ inline Tensor empty(const int64_t* sizes, int64_t dim, int32_t dtype, Place plac
   for (int64_t d = dim - 2; d >= 0; --d)
     strides[d] = strides[d + 1] * (sizes[d + 1] > 0 ? sizes[d + 1] : 1);
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, place.type,
-                                                  place.index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, dtype, place.type, place.index, &handle));
   return Tensor(handle);
 }
 
@@ -52,8 +52,8 @@ inline Tensor empty_loss(const Problem& p, Place place) {
   return empty({}, compute_code(p), place);
 }
 
-// The gradients that are asked for, in the inputs' shapes and dtypes; an empty tensor stands for one
-// that is not.
+// The gradients that are asked for, in the inputs' shapes and dtypes; an empty tensor stands for
+// one that is not.
 class Gradients {
  public:
   Gradients(const Problem& p, const Tensor& prototypes_of_call, bool need_features,

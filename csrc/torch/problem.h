@@ -88,8 +88,8 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
   p.D = features.sizes[1];
   p.C = prototypes.sizes[0];
   p.M = flat ? 1 : prototypes.sizes[1];
-  STD_TORCH_CHECK(prototypes.sizes[prototypes.dim - 1] == p.D, "cfal: features have ", p.D, " columns, prototypes ",
-                  prototypes.sizes[prototypes.dim - 1]);
+  STD_TORCH_CHECK(prototypes.sizes[prototypes.dim - 1] == p.D, "cfal: features have ", p.D,
+                  " columns, prototypes ", prototypes.sizes[prototypes.dim - 1]);
   STD_TORCH_CHECK(target.sizes[0] == p.B, "cfal: features have ", p.B, " rows, target ",
                   target.sizes[0]);
   STD_TORCH_CHECK(p.C > 0 && p.M > 0 && p.D > 0, "cfal: prototypes must not be empty");

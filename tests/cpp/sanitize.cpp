@@ -30,14 +30,17 @@ struct Variant {
   const char* name;
   decltype(&baseline::forward) forward;
   decltype(&baseline::backward) backward;
+  decltype(&baseline::value_and_grad) value_and_grad;
 };
 
 std::vector<Variant> variants() {
-  std::vector<Variant> all = {{"baseline", &baseline::forward, &baseline::backward}};
+  std::vector<Variant> all = {
+      {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad}};
 #if defined(CFAL_X86_VARIANTS)
-  if (__builtin_cpu_supports("x86-64-v3")) all.push_back({"avx2", &avx2::forward, &avx2::backward});
+  if (__builtin_cpu_supports("x86-64-v3"))
+    all.push_back({"avx2", &avx2::forward, &avx2::backward, &avx2::value_and_grad});
   if (__builtin_cpu_supports("x86-64-v4"))
-    all.push_back({"avx512", &avx512::forward, &avx512::backward});
+    all.push_back({"avx512", &avx512::forward, &avx512::backward, &avx512::value_and_grad});
 #endif
   return all;
 }
@@ -258,6 +261,16 @@ class Run {
              "two backwards differ");
     }
     expect(saved == before, where_, "the backward wrote what the forward saved");
+    if (!case_.brief) {
+      Result at_once = poisoned;
+      std::vector<char> saved_at_once(saved.size(), '\xff');
+      variant_.value_and_grad(problem_, counted, upstream_, runtime, at_once.loss.data(),
+                              saved_at_once.data(),
+                              case_.need_features ? at_once.features.data() : nullptr,
+                              case_.need_prototypes ? at_once.prototypes.data() : nullptr);
+      expect(at_once == result && saved_at_once == saved, where_,
+             "loss and gradients at once differ from one after the other");
+    }
     return result;
   }
 
@@ -310,7 +323,7 @@ const Shape kShapes[] = {
     {0, 3, 1, 5},   {1, 1, 1, 1},     {1, 2, 1, 1},    {2, 2, 2, 3},     {5, 2, 1, 7},
     {7, 9, 1, 17},  {33, 9, 3, 31},   {63, 3, 2, 129}, {64, 8, 8, 64},   {65, 5, 1, 4},
     {3, 70, 1, 5},  {130, 67, 2, 33}, {67, 63, 1, 65}, {20, 200, 1, 16}, {129, 33, 3, 9},
-    {97, 65, 1, 2}, {600, 66, 1, 3},
+    {97, 65, 1, 2}, {600, 66, 1, 3},  {300, 9, 1, 40}, {5000, 3, 1, 9},
 };
 
 Case draw(const Shape& shape, Regime regime, uint64_t seed) {
