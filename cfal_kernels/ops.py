@@ -17,7 +17,7 @@ from .distance import compute_dtype
 class Operators(NamedTuple):
     """Forward and backward of one backend, with the schemas of csrc/torch/schema.cpp.
 
-    `loss`, where it is there, is the two behind an autograd function in C++.
+    `loss`, where it is there, is an autograd function in C++ in front of them.
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]

@@ -214,6 +214,16 @@ class TestWhenItIsTaken:
         assert_gradients(step.run(backward=twice), step.expected())
         assert step.operators == ["value_and_grad", "backward"]
 
+    def test_graphs_that_are_always_kept_stop_it(self):
+        step = Step()
+        seen = []
+        for _ in range(3):
+            step.run(
+                backward=lambda loss: torch.autograd.grad(loss, (step.f, step.w), retain_graph=True)
+            )
+            seen.append(step.operators)
+        assert seen == [["value_and_grad", "backward"], *[["forward", "backward"]] * 2]
+
     def test_one_gradient_of_the_two(self):
         step = Step()
         grads = step.run(backward=lambda loss: torch.autograd.grad(loss, (step.w,)))
@@ -259,6 +269,24 @@ class TestWhenItIsTaken:
         with Mode():
             torch.autograd.grad(step.loss(), (step.f, step.w))
         assert "cfal.forward.default" in seen and "cfal.backward.default" in seen
+
+    def test_an_upstream_gradient_with_a_pending_sign(self):
+        step = Step()
+        minus_one = torch._neg_view(torch.tensor(1.0))
+        grads = step.run(
+            backward=lambda loss: torch.autograd.grad(loss, (step.f, step.w), minus_one)
+        )
+        assert_gradients(grads, step.expected(-1.0))
+        assert step.operators == ["value_and_grad", "backward"]
+
+    @pytest.mark.parametrize(
+        "upstream", [torch.empty(0), torch.ones(2), torch.ones((), dtype=torch.float16)], ids=str
+    )
+    def test_an_upstream_gradient_that_is_none(self, upstream):
+        # autograd itself refuses these; a direct call of the node does not.
+        loss = Step().loss()
+        with pytest.raises(RuntimeError, match="cfal: grad_loss must"):
+            loss.grad_fn(upstream)
 
     def test_two_losses_in_a_step(self):
         first, second = Step(1), Step(2)

@@ -6,8 +6,8 @@
 // backward writes the gradients that are asked for (null: not asked), contiguous, in the inputs'
 // own dtypes; it reads `saved` and never writes it, so that it can run again.
 //
-// value_and_grad is the two for an upstream gradient that is known beforehand, bit for bit, where
-// it can in one pass; saved is not null.
+// value_and_grad is the two for an upstream gradient that is known beforehand (one value, or one a
+// row, by its stride), bit for bit, where it can in one pass; saved is not null.
 //
 // loss and saved have the compute type: float64 if features or prototypes are, else float32.
 // Targets must have been checked with find_bad_target, which also counts the rows that are not

@@ -11,9 +11,7 @@ void few_backward(const Problem& p, const UpstreamView& upstream, const T* saved
                   const PaddedPrototypes<T>& prototypes, const Runtime& runtime,
                   void* grad_features, void* grad_prototypes) {
   FewGradients<T> gradients(p, upstream, saved, prototypes, grad_features, grad_prototypes);
-  // Next to the L1 cache, and long enough for the processor to see the rows of features coming.
-  const int64_t tile = tile_columns<T>(p.K(), p.D, 40960);
-  const int64_t tiles = (p.D + tile - 1) / tile;
+  const int64_t tile = backward_tile<T>(p), tiles = (p.D + tile - 1) / tile;
   parallel(runtime, tiles * gradients.chunks(), gradients.chunk_rows() * p.K() * tile * 2,
            [&](int64_t begin, int64_t end) {
              FeatureRows<T> features(p, kBlockRows, tile);

@@ -18,10 +18,10 @@ namespace cfal {
 namespace CFAL_ISA {
 
 constexpr int64_t kMostChunks = 32;
-constexpr int64_t kBlockRows = 8 * kPullRows;  // that a block has at most
-// Rows summed in T before they are added up in double: whole blocks of 2, 4 or 8 kPullRows.
+constexpr int64_t kBlockRows = (kPullRows == 8 ? 4 : 8) * kPullRows;  // that a block has at most
+// Rows summed in T before they are added up in double: whole blocks of any size that is used.
 constexpr int64_t kFlushRows = kPullRows == 8 ? 128 : 144;
-static_assert(kFlushRows % kBlockRows == 0);
+static_assert(kFlushRows % kBlockRows == 0 && kBlockRows % (2 * kPullRows) == 0);
 
 // Columns of a tile whose parts of w and grad_w take about `bytes`, but no more than D.
 template <class T>
@@ -30,6 +30,23 @@ inline int64_t tile_columns(int64_t K, int64_t D, int64_t bytes) {
   if (columns > 512) columns = 512;
   if (columns < 64) columns = 64;
   return columns < D ? columns : D;
+}
+
+// The tile of the backward: next to the L1 cache, and long enough for the processor to see the rows
+// of features coming.
+template <class T>
+inline int64_t backward_tile(const Problem& p) {
+  return tile_columns<T>(p.K(), p.D, 40960);
+}
+
+// Whether a chunk can go through forward and backward block by block: prototypes, their gradient
+// and a block of rows share what a thread has of the caches. Longer rows would leave it to each of
+// these in turn, and a second pass costs no more.
+template <class T>
+inline bool fits_one_pass(const Problem& p) {
+  constexpr int64_t kRowBytes = 4096, kPrototypeBytes = 128 * 1024;
+  const int64_t row = p.D * static_cast<int64_t>(sizeof(T));
+  return row <= kRowBytes && p.K() * row <= kPrototypeBytes;
 }
 
 template <class T>
@@ -52,11 +69,13 @@ class FewGradients {
         slopes_(chunks_) {}
 
   // A power of two of chunks, for any number of threads to share, of so many rows that reading
-  // their sums costs little beside reading the rows.
+  // their sums costs little beside reading the rows; fewer where tiles of columns are tasks enough.
   static int64_t chunks_of(const Problem& p) {
     const int64_t least = 3 * p.K() > 32 ? 3 * p.K() : 32;
+    const int64_t tile = backward_tile<T>(p), tiles = (p.D + tile - 1) / tile;
+    const int64_t most = fits_one_pass<T>(p) ? kMostChunks : kMostChunks / tiles;
     int64_t chunks = 1;
-    while (chunks < kMostChunks && p.B / (2 * chunks) >= least) chunks *= 2;
+    while (2 * chunks <= most && p.B / (2 * chunks) >= least) chunks *= 2;
     return chunks;
   }
 

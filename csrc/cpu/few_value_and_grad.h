@@ -9,19 +9,15 @@
 namespace cfal {
 namespace CFAL_ISA {
 
-// Prototypes, their gradient and a block of rows share what a thread has of the caches; longer rows
-// would leave it to each of these in turn, and a second pass costs no more.
-constexpr int64_t kRowBytes = 4096;
-constexpr int64_t kPrototypeBytes = 128 * 1024;
 constexpr int64_t kBlockBytes = 64 * 1024;
+static_assert(kBlockRows <= kRowsAtOnce);
 
+// Chunks are what threads share in one pass. A small call is not worth a second thread.
 template <class T>
-bool fits_one_pass(const Problem& p, const Runtime& runtime) {
-  const int64_t row = p.D * static_cast<int64_t>(sizeof(T));
-  // A small call stays on one thread either way.
-  const bool small = p.B * p.K() * p.D < kWorkPerThread;
-  return row <= kRowBytes && p.K() * row <= kPrototypeBytes &&
-         (small || FewGradients<T>::chunks_of(p) >= runtime.threads());
+bool takes_one_pass(const Problem& p, const Runtime& runtime) {
+  const double work = static_cast<double>(p.B) * static_cast<double>(p.K() * p.D);
+  return fits_one_pass<T>(p) && (FewGradients<T>::chunks_of(p) >= runtime.threads() ||
+                                 work < static_cast<double>(kWorkPerThread));
 }
 
 template <class T>
@@ -29,7 +25,7 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
                         const Runtime& runtime, T* loss, T* saved, void* grad_features,
                         void* grad_prototypes) {
   const PaddedPrototypes<T> prototypes(p);
-  if (!fits_one_pass<T>(p, runtime)) {
+  if (!takes_one_pass<T>(p, runtime)) {
     few_forward(p, counted_rows, prototypes, runtime, loss, saved);
     few_backward<T>(p, upstream, saved, prototypes, runtime, grad_features, grad_prototypes);
     return;

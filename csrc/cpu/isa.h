@@ -1,5 +1,5 @@
 // The entry points of each instruction set that the build compiled (CFAL_X86_VARIANTS is set by
-// CMakeLists.txt on x86-64).
+// CMakeLists.txt on x86-64; CFAL_WIDE_VARIANT for the sanitizers).
 #pragma once
 
 #include "cfal.h"
@@ -22,6 +22,9 @@ CFAL_DECLARE_ISA(baseline)
 #if defined(CFAL_X86_VARIANTS)
 CFAL_DECLARE_ISA(avx2)
 CFAL_DECLARE_ISA(avx512)
+#endif
+#if defined(CFAL_WIDE_VARIANT)
+CFAL_DECLARE_ISA(wide)
 #endif
 
 #undef CFAL_DECLARE_ISA

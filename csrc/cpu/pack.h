@@ -157,8 +157,8 @@ inline void read_prototype(const Problem& p, int64_t k, int64_t column, int64_t 
 }
 
 // All prototypes as a [K, D] matrix of T that is read in tiles of columns, beside a gradient of the
-// same layout: copied to rows that begin 17 of 32 cache lines apart, and that go on with zeros to
-// the end of a register. A tile then spreads over the sets of the L1 cache, and no two of its rows
+// same layout: copied to rows that begin 17 of 32 cache lines apart, and that go on with zeros up
+// to the next. A tile then spreads over the sets of the L1 cache, and no two of its rows
 // agree in the low 12 bits of their addresses, by which a processor first tells whether a load has
 // to wait for a store.
 template <class T>

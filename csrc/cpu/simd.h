@@ -15,7 +15,9 @@
 namespace cfal {
 namespace CFAL_ISA {
 
-#if defined(__AVX512F__)
+#if defined(CFAL_VECTOR_BYTES)  // tests: another instruction set's tiles on any processor
+constexpr int kVectorBytes = CFAL_VECTOR_BYTES;
+#elif defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
@@ -76,7 +78,7 @@ inline void store_first(T* p, Vec<T> v, int64_t n) {
 #if __has_builtin(__builtin_shufflevector) && __has_builtin(__builtin_convertvector)
 #define CFAL_FOUR_DOUBLES 1
 #endif
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__) && !defined(__AVX512F__) && !defined(CFAL_VECTOR_BYTES)
 #define CFAL_FOUR_DOUBLES 1
 #endif
 

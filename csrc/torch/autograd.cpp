@@ -1,6 +1,6 @@
 // torch.ops.cfal.loss: the autograd function of cfal_kernels/autograd.py (FusedLoss) once more, in
 // C++, where a step on a small batch spends less on being recorded and called back. It wraps
-// torch.ops.cfal.forward and .backward and knows no kernel.
+// torch.ops.cfal.forward, .backward and .value_and_grad, and knows no kernel.
 //
 // Autograd is not part of the stable ABI. This object therefore serves exactly the torch whose
 // headers it was compiled with, and the Python function serves every other.
@@ -133,17 +133,16 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
     return both;
   }
 
-  // Whether the gradients that were prepared are those of `grad`, and nobody will ask again. Tells
-  // the guess what came.
+  // Whether gradients were prepared, and for `grad`, and nobody will ask again. Tells the guess
+  // what came.
   static bool is_prepared(double guessed, int64_t reduction, int64_t regime, const Tensor& grad,
                           const variable_list& saved) {
-    if (regime != kFew || reduction == kNone || !is_plain_cpu(grad)) return false;
-    const double upstream = grad.scalar_type() == at::kDouble
-                                ? *grad.const_data_ptr<double>()
-                                : static_cast<double>(*grad.const_data_ptr<float>());
-    UpstreamGuess::of(saved[kPrototypes]).saw(upstream);
-    return saved.size() > kGradients && upstream == guessed &&
-           !torch::autograd::get_current_graph_task_keep_graph();
+    if (regime != kFew || reduction == kNone) return false;
+    const std::optional<double> upstream = value_of(grad);
+    if (!upstream) return false;
+    const bool ends = !torch::autograd::get_current_graph_task_keep_graph();
+    UpstreamGuess::of(saved[kPrototypes]).saw(*upstream, ends);
+    return saved.size() > kGradients && *upstream == guessed && ends;
   }
 };
 

@@ -16,9 +16,18 @@
 
 namespace cfal::torch_door {
 
-// A tensor of numbers in memory: no subclass, no wrapper of a transform.
+// A tensor whose numbers stand in memory: no subclass, no wrapper of a transform, no pending sign.
 inline bool is_plain_cpu(const at::Tensor& tensor) {
-  return tensor.is_cpu() && !at::isTensorSubclassLike(tensor) && !tensor._is_zerotensor();
+  return tensor.is_cpu() && !at::isTensorSubclassLike(tensor) && !tensor._is_zerotensor() &&
+         !tensor.is_neg();
+}
+
+// The upstream gradient of a reduced loss as a number, unless it is none.
+inline std::optional<double> value_of(const at::Tensor& upstream) {
+  if (!is_plain_cpu(upstream) || upstream.dim() != 0) return std::nullopt;
+  if (upstream.scalar_type() == at::kFloat) return *upstream.const_data_ptr<float>();
+  if (upstream.scalar_type() == at::kDouble) return *upstream.const_data_ptr<double>();
+  return std::nullopt;
 }
 
 // One module's loss, by its prototypes. Modules may share a slot, and then guess worse.
@@ -30,18 +39,18 @@ class UpstreamGuess {
     return slots[address / 64 % 16];
   }
 
-  // In the forward: the upstream gradient to prepare for, unless the last guesses came to nothing:
-  // a forward without a backward, or a backward of another upstream gradient.
+  // In the forward: the upstream gradient to prepare for, unless the last guesses came to nothing.
   std::optional<double> take() {
     if (unused_.load(std::memory_order_relaxed) >= kMostUnused) return std::nullopt;
     unused_.fetch_add(1, std::memory_order_relaxed);
     return value_.load(std::memory_order_relaxed);
   }
 
-  // In the backward. A value is guessed after it came twice in a row.
-  void saw(double upstream) {
+  // In the backward: what came, and whether prepared gradients of it could be handed out. A value
+  // is guessed after it came twice in a row.
+  void saw(double upstream, bool usable) {
     const bool same = value_.exchange(upstream, std::memory_order_relaxed) == upstream;
-    unused_.store(same ? 0 : kMostUnused, std::memory_order_relaxed);
+    unused_.store(same && usable ? 0 : kMostUnused, std::memory_order_relaxed);
   }
 
  private:

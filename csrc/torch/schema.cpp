@@ -1,5 +1,7 @@
-// The operators' schemas, one definition for every device. Ops carry the same names in csrc/cpu,
-// csrc/cuda and cfal_kernels/ops.py.
+// The operators' schemas, one definition for every device. Ops carry the same names in csrc/cpu and
+// csrc/cuda. value_and_grad, forward and backward for an upstream gradient that is known before, is
+// for the CPU alone: a GPU's two launches have nothing to gain from it. With reduction "none" every
+// row gets the one upstream gradient.
 #include <torch/csrc/stable/library.h>
 
 #if defined(CFAL_EMULATED_CUDA)

@@ -35,7 +35,8 @@ struct Variant {
 
 std::vector<Variant> variants() {
   std::vector<Variant> all = {
-      {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad}};
+      {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad},
+      {"wide", &wide::forward, &wide::backward, &wide::value_and_grad}};
 #if defined(CFAL_X86_VARIANTS)
   if (__builtin_cpu_supports("x86-64-v3"))
     all.push_back({"avx2", &avx2::forward, &avx2::backward, &avx2::value_and_grad});
