@@ -82,7 +82,9 @@ def test_variants_share_no_inline_functions():
     for path in objects:
         isa = re.search(r"cfal_cpu_(\w+)\.dir", str(path))[1]
         weak = re.findall(r"^\S* [WVu] (.*)$", _read_elf("nm", path, "-C", "--defined-only"), re.M)
-        shared = [s for s in weak if f"cfal::{isa}::" not in s and not s.startswith("DW.ref.")]
+        # The second form is of names that nm cannot read: lambdas in arguments of templates.
+        own = (f"cfal::{isa}::", f"4cfal{len(isa)}{isa}")
+        shared = [s for s in weak if not any(o in s for o in own) and not s.startswith("DW.ref.")]
         assert not shared
 
 
