@@ -5,7 +5,7 @@
 Of every shape, in interleaved rounds in one process:
 
 - record: recording one multiplication of a scalar and its backward(), the least that autograd costs
-- bytes: reading the features twice and writing their gradient once, as a sum and a copy of torch
+- bytes: reading the features once and writing their gradient once, as a copy of torch
 - products: the three matrix products of a step (f w^T, e w, e^T f) by torch's BLAS, whole
 
 and whole steps: the opponents, the fused one, and, as "fused-python-autograd", the fused one
@@ -68,7 +68,6 @@ def parts(inputs: Inputs) -> dict[str, Callable[[], object]]:
         (scalar * 2.0).backward()
 
     def bytes_() -> None:
-        features.sum()
         grad.copy_(features)
 
     def products() -> None:
