@@ -144,12 +144,28 @@ class TestWhatTheOperatorsRefuse:
     def test_shapes_and_dtypes(self):
         f, w, y, *rest = arguments("few")
         wrong = (
-            (f[:, 1:], w, y), (f[1:], w, y), (f, w[:0], y), (f, w[:, 0], y), (f[0], w, y),
-            (f.long(), w, y), (f, w, y.float()), (f, w, y.short()),
+            (f[:, 1:], w, y), (f[1:], w, y), (f, w[:0], y), (f, w[0, 0], y), (f, w[None], y),
+            (f, w[:, 0, 1:], y), (f[0], w, y), (f.long(), w, y), (f, w, y.float()),
+            (f, w, y.short()),
         )  # fmt: skip
         for inputs in wrong:
             with pytest.raises(RuntimeError, match="cfal: "):
                 ops.forward(*inputs, *rest)
+
+
+def test_prototypes_of_one_centre_may_go_without_its_dimension():
+    args = arguments("few")
+    f, w, *rest = args
+    assert w.shape[1] == 1
+    flat = (f, w[:, 0], *rest)
+    for a, b in zip(ops.forward(*args), ops.forward(*flat), strict=True):
+        assert torch.equal(a, b)
+    want = ops.backward(*backward_arguments(args))
+    got = ops.backward(*backward_arguments(flat))
+    assert torch.equal(got[0], want[0])
+    assert got[1].shape == flat[1].shape and torch.equal(got[1], want[1][:, 0])
+    check(ops.forward, flat)
+    check(ops.backward, backward_arguments(flat))
 
 
 def compiled(function, **options):
