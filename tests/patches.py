@@ -12,7 +12,8 @@ SHARED = Path(os.environ.get("CFAL_SHARED", Path(__file__).parents[2] / "shared"
 
 #: Marks a test that reads the shared data sets.
 needs_shared_data = pytest.mark.skipif(
-    not (SHARED / "data" / "idc").is_dir(), reason=f"no shared data in {SHARED}"
+    not (SHARED / "data" / "idc").is_dir(),
+    reason=f"no shared data in {SHARED}; set CFAL_SHARED to its folder",
 )
 
 

@@ -32,7 +32,7 @@ void pair_distances(const T* w, int64_t K, int64_t D, int64_t begin, int64_t end
 constexpr int64_t kPairRows = 16;
 
 // Statistics of all pairs in one pass over row blocks, merged in block order (Chan et al.'s update:
-// no cancellation). distances(first, last, out) writes the rows [first, last) of D, as
+// no cancellation). distances_of(first, last, out) writes the rows [first, last) of D, as
 // pair_distances does, to out: a row of kept [K, K], or scratch memory if that is null.
 template <class Distances>
 PairStatistics pair_statistics(const Runtime& runtime, int64_t K, int64_t work_of_block,

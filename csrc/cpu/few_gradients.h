@@ -41,7 +41,7 @@ inline int64_t backward_tile(const Problem& p) {
 
 // Whether a chunk can go through forward and backward block by block: prototypes, their gradient
 // and a block of rows share what a thread has of the caches. Longer rows would leave it to each of
-// these in turn, and a second pass costs no more.
+// these in turn.
 template <class T>
 inline bool fits_one_pass(const Problem& p) {
   constexpr int64_t kRowBytes = 4096, kPrototypeBytes = 128 * 1024;

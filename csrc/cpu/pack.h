@@ -179,7 +179,6 @@ class PaddedPrototypes {
   }
 
   const T* get() const { return copy_.get(); }
-  const T* row(int64_t k) const { return copy_.get() + k * ld_; }
   int64_t ld() const { return ld_; }
 
  private:

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../core/problem.h"
 #include "guess.h"
 
 namespace cfal::torch_door {
@@ -111,7 +112,8 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
   }
 
  private:
-  static constexpr int64_t kFew = 0, kNone = 0;
+  static constexpr auto kFew = static_cast<int64_t>(Regime::kFew);
+  static constexpr auto kNone = static_cast<int64_t>(Reduction::kNone);
 
   static Pair gradients(AutogradContext* ctx, const Tensor& grad, const variable_list& saved) {
     static const auto op = find<Backward>("cfal::backward");

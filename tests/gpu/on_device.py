@@ -21,7 +21,7 @@ DRY = DEVICE == "cpu"
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = (F32, F64, F16, BF16)
 
-needs_cuda = pytest.mark.skipif(DRY, reason="a dry run on the CPU")
+needs_cuda = pytest.mark.skipif(DRY, reason="CFAL_GATES_OF=dry: the CPU stands in for the GPU")
 every_kernel = pytest.mark.parametrize("path", KERNELS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "f64", "f16", "bf16"])
 
