@@ -19,12 +19,13 @@ struct Focal {
   double slope;   // d factor / d s = -gamma (1 - s)^(gamma - 1)
 };
 
-// ratio = q / sigma of the own class, so 1 - s = -expm1(-ratio) keeps its digits next to a
-// prototype. At s = 1 the slope is 0 for every gamma (its limit along q -> 0 of slope * ds/dq *
+// 1 - s from ratio = q / sigma of the own class: keeps its digits next to a prototype.
+CFAL_HOST_DEVICE double complement_of(double ratio) { return -expm1(-ratio); }
+
+// base = 1 - s. At s = 1 the slope is 0 for every gamma (its limit along q -> 0 of slope * ds/dq *
 // dq/df for gamma > 1/2, a chosen subgradient below).
-CFAL_HOST_DEVICE Focal focal(double ratio, double gamma) {
+CFAL_HOST_DEVICE Focal focal(double base, double gamma) {
   if (gamma == 0.0) return {1.0, 0.0};
-  const double base = -expm1(-ratio);
   if (base == 0.0) return {0.0, 0.0};
   if (gamma == 2.0) return {base * base, -2.0 * base};
   if (gamma == 1.0) return {base, -1.0};
@@ -33,8 +34,7 @@ CFAL_HOST_DEVICE Focal focal(double ratio, double gamma) {
 }
 
 struct Row {
-  double ratio;         // q_iy / sigma
-  double affinity;      // s_i = exp(-ratio)
+  double complement;    // 1 - s_i = -expm1(-q_iy / sigma)
   double hinge_sum;     // sum_j h_ij over j != y
   double active;        // n_i, the number of hinges with h_ij > 0
   double diversity;     // rho R
@@ -49,7 +49,7 @@ struct RowTerms {
 };
 
 CFAL_HOST_DEVICE RowTerms row_terms(const Row& row, double gamma, bool detach_focal) {
-  const Focal f = focal(row.ratio, gamma);
+  const Focal f = focal(row.complement, gamma);
   const double total = row.hinge_sum + row.diversity;
   const double m = row.class_weight * f.factor;
   double own = -m * row.active;

@@ -24,9 +24,12 @@ struct PairStatistics {
 // compute type: D - mu cancels.
 template <class T>
 void pair_distances(const T* w, int64_t K, int64_t D, int64_t begin, int64_t end, double* out) {
-  squared_distances(w + begin * D, D, end - begin, w, D, K, D, out, K, begin);
+  const MatrixRows<T> all{w, D};
+  const auto distances = DistanceView::matrix(out, K);
+  squared_distances(w + begin * D, D, end - begin, all.from(begin), K - begin, D,
+                    distances.from(0, begin));
   for (int64_t j = begin; j < end; ++j)
-    repair_distances(w + j * D, w + (j + 1) * D, D, K - j - 1, D, out + (j - begin) * K + j + 1);
+    repair_distances(w + j * D, all.from(j + 1), K - j - 1, D, distances.from(j - begin, j + 1));
 }
 
 constexpr int64_t kPairRows = 16;
@@ -106,9 +109,10 @@ inline PairStatistics pair_statistics_by_columns(const Runtime& runtime, const P
                     n = p.D - column < kDistanceBlock ? p.D - column : kDistanceBlock;
       for (int64_t k = 0; k < K; ++k) read_prototype(p, k, column, n, w.get() + k * kStride);
       // Row by row: what is left of the diagonal is not needed.
+      const MatrixRows<double> all{w.get(), kStride};
       for (int64_t j = 0; j < K; ++j)
-        squared_distances(w.get() + j * kStride, kStride, 1, w.get(), kStride, K, n,
-                          parts.get() + (block * K + j) * K, K, j + 1);
+        squared_distances(w.get() + j * kStride, kStride, 1, all.from(j + 1), K - j - 1, n,
+                          DistanceView::matrix(parts.get() + (block * K + j) * K + j + 1, K));
     }
   });
   bool finite = true;
@@ -121,9 +125,10 @@ inline PairStatistics pair_statistics_by_columns(const Runtime& runtime, const P
     }
   if (!finite) {
     const PrototypeRows<double> w(p);
-    for (int64_t j = 0; j < K; ++j)
-      repair_distances(w.row(j), w.row(j + 1 < K ? j + 1 : j), p.D, K - j - 1, p.D,
-                       kept + j * K + j + 1);
+    const MatrixRows<double> all{w.get(), p.D};
+    for (int64_t j = 0; j + 1 < K; ++j)
+      repair_distances(w.row(j), all.from(j + 1), K - j - 1, p.D,
+                       DistanceView::matrix(kept + j * K + j + 1, K));
   }
   return pair_statistics(runtime, K, kPairRows * K, kept, [](int64_t, int64_t, double*) {});
 }

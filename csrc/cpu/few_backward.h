@@ -8,8 +8,8 @@ namespace CFAL_ISA {
 
 template <class T>
 void few_backward(const Problem& p, const UpstreamView& upstream, const T* saved,
-                  const PaddedPrototypes<T>& prototypes, const Runtime& runtime,
-                  void* grad_features, void* grad_prototypes) {
+                  const PrototypePanels<T>& prototypes, const Runtime& runtime, void* grad_features,
+                  void* grad_prototypes) {
   FewGradients<T> gradients(p, upstream, saved, prototypes, grad_features, grad_prototypes);
   const int64_t tile = backward_tile<T>(p), tiles = (p.D + tile - 1) / tile;
   parallel(runtime, tiles * gradients.chunks(), gradients.chunk_rows() * p.K() * tile * 2,
@@ -25,7 +25,8 @@ void few_backward(const Problem& p, const UpstreamView& upstream, const T* saved
                  const int64_t rows = last - first < kBlockRows ? last - first : kBlockRows;
                  gradients.begin_block(first, rows, worker);
                  const T* const f = features.rows(first, rows, column, columns);
-                 gradients.pull_tile(chunk, first, rows, f, features.ld(), column, tile, worker);
+                 gradients.template pull_tile<true>(chunk, first, rows, f, features.ld(), column,
+                                                    tile, worker);
                  gradients.end_block(chunk, first, rows, column, worker);
                }
                gradients.end_chunk(chunk, column, worker);

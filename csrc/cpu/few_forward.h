@@ -7,7 +7,7 @@ namespace cfal {
 namespace CFAL_ISA {
 
 template <class T>
-void few_forward(const Problem& p, int64_t counted_rows, const PaddedPrototypes<T>& prototypes,
+void few_forward(const Problem& p, int64_t counted_rows, const PrototypePanels<T>& prototypes,
                  const Runtime& runtime, T* loss, T* saved) {
   FewRows<T> rows(p, counted_rows, prototypes, loss, saved);
   rows.begin(runtime);

@@ -53,19 +53,19 @@ template <class T>
 class FewGradients {
  public:
   FewGradients(const Problem& p, const UpstreamView& upstream, const T* saved,
-               const PaddedPrototypes<T>& prototypes, void* grad_features, void* grad_prototypes)
+               const PrototypePanels<T>& prototypes, void* grad_features, void* grad_prototypes)
       : p_(p),
         upstream_(upstream),
         layout_{p.B, p.K()},
         saved_(saved),
         prototypes_(prototypes),
-        ld_(prototypes.ld()),
         grad_features_(grad_features),
         grad_prototypes_(grad_prototypes),
         direct_(p.features.dtype == dtype_of<T>()),
         chunks_(chunks_of(p)),
         chunk_rows_(p.B > 0 ? (p.B + chunks_ - 1) / chunks_ : 0),
-        sums_(grad_prototypes ? chunks_ * p.K() * ld_ : 0),
+        chunk_sums_(padded(p.D) * p.K()),
+        sums_(grad_prototypes ? chunks_ * chunk_sums_ : 0),
         slopes_(chunks_) {}
 
   // A power of two of chunks, for any number of threads to share, of so many rows that reading
@@ -91,11 +91,11 @@ class FewGradients {
         : e(kBlockRows * all.p_.K()),
           out(kPullRows * tile),
           finite(kPullRows * tile),
-          wide(all.chunk_rows_ > kFlushRows ? all.p_.K() * columns : 0),
+          wide(all.chunk_rows_ > kFlushRows ? all.p_.K() * padded(columns) : 0),
           columns(columns) {}
     Scratch<T> e;            // [groups of kPullRows rows, K, kPullRows]
     Scratch<T> out, finite;  // [kPullRows, tile]
-    Scratch<double> wide;    // [K, columns]
+    Scratch<double> wide;    // [panels, K, kPanel]
     const int64_t columns;
     bool pulls[kBlockRows];
     int64_t pulling[kBlockRows / kPullRows];  // rows of a group that pull at all
@@ -107,13 +107,10 @@ class FewGradients {
     worker.pending = 0;
     if (column == 0) slopes_[chunk] = 0.0;
     if (grad_prototypes_ == nullptr) return;
-    const int64_t n = columns_from(column, worker.columns);
-    T* const sums = sums_of(chunk) + column;
-    for (int64_t k = 0; k < p_.K(); ++k) {
-      for (int64_t d = 0; d < n; ++d) sums[k * ld_ + d] = T{0};
-      if (widens())
-        for (int64_t d = 0; d < n; ++d) worker.wide[k * worker.columns + d] = 0.0;
-    }
+    const int64_t n = sums_from(column, worker.columns);
+    T* const sums = sums_of(chunk, column);
+    for (int64_t d = 0; d < n; ++d) sums[d] = T{0};
+    for (int64_t d = 0; widens() && d < n; ++d) worker.wide[d] = 0.0;
   }
 
   // e = g c for a block of rows: the first of a chunk, or those after the block before.
@@ -137,12 +134,14 @@ class FewGradients {
     }
   }
 
-  // A tile of a block: f [rows, tile] at stride ldf, from `column` on.
+  // A tile of a block: f [rows, tile] at stride ldf, from `column` on. kFetches: f was not read
+  // just now.
+  template <bool kFetches>
   void pull_tile(int64_t chunk, int64_t first, int64_t rows, const T* f, int64_t ldf,
                  int64_t column, int64_t tile, Worker& worker) {
     for (int64_t r = 0; r < rows; r += kPullRows)
-      pull_group(chunk, first + r, rows - r < kPullRows ? rows - r : kPullRows, f + r * ldf, ldf,
-                 column, columns_from(column, tile), r, worker);
+      pull_group<kFetches>(chunk, first + r, rows - r < kPullRows ? rows - r : kPullRows,
+                           f + r * ldf, ldf, column, columns_from(column, tile), r, worker);
   }
 
   // After all tiles of a block.
@@ -158,11 +157,9 @@ class FewGradients {
   void end_chunk(int64_t chunk, int64_t column, Worker& worker) {
     if (!widens()) return;
     flush(chunk, column, worker);
-    const int64_t n = columns_from(column, worker.columns);
-    T* const sums = sums_of(chunk) + column;
-    for (int64_t k = 0; k < p_.K(); ++k)
-      for (int64_t d = 0; d < n; ++d)
-        sums[k * ld_ + d] = static_cast<T>(worker.wide[k * worker.columns + d]);
+    const int64_t n = sums_from(column, worker.columns);
+    T* const sums = sums_of(chunk, column);
+    for (int64_t d = 0; d < n; ++d) sums[d] = static_cast<T>(worker.wide[d]);
   }
 
   // After all chunks: adds them in order, then the diversity term.
@@ -170,13 +167,20 @@ class FewGradients {
     if (grad_prototypes_ == nullptr) return;
     double slope = 0.0;
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) slope += slopes_[chunk];
-    constexpr int64_t kTile = 256;
-    parallel(runtime, (p_.D + kTile - 1) / kTile, (chunks_ + p_.K()) * p_.K() * kTile,
+    const int64_t K = p_.K(), groups = (K + kPullRows - 1) / kPullRows;
+    // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk
+    // (w_j - w_k) is the gradient of a row w_j with coefficients -E_jk.
+    Scratch<T> e(groups * K * kPullRows);
+    for (int64_t j = 0; j < K && p_.has_diversity(); ++j)
+      for (int64_t k = 0; k < K; ++k)
+        e[j / kPullRows * K * kPullRows + k * kPullRows + j % kPullRows] =
+            static_cast<T>(-slope * saved_[layout_.pairs_offset() + j * layout_.stride() + k]);
+    parallel(runtime, panels_of<T>(p_.D), (chunks_ + K) * K * kPanel<T>,
              [&](int64_t begin, int64_t end) {
-               Scratch<T> e(kPullRows * p_.K()), out(kPullRows * kTile);
-               for (int64_t tile = begin; tile < end; ++tile)
-                 finish_tile(tile * kTile, columns_from(tile * kTile, kTile), slope, e.get(),
-                             out.get(), kTile);
+               Scratch<T> out(K * kPanel<T>);
+               Scratch<double> sum(K * kPanel<T>);
+               for (int64_t panel = begin; panel < end; ++panel)
+                 finish_panel(panel * kPanel<T>, e.get(), out.get(), sum.get());
              });
   }
 
@@ -184,10 +188,18 @@ class FewGradients {
   int64_t columns_from(int64_t column, int64_t most) const {
     return p_.D - column < most ? p_.D - column : most;
   }
-  T* sums_of(int64_t chunk) { return sums_.get() + chunk * p_.K() * ld_; }
+  static int64_t padded(int64_t columns) { return panels_of<T>(columns) * kPanel<T>; }
+  // Elements of the panels from a column on.
+  int64_t sums_from(int64_t column, int64_t most) const {
+    return padded(columns_from(column, most)) * p_.K();
+  }
+  T* sums_of(int64_t chunk, int64_t column) {
+    return sums_.get() + chunk * chunk_sums_ + column * p_.K();
+  }
   bool widens() const { return grad_prototypes_ != nullptr && chunk_rows_ > kFlushRows; }
 
   // Rows [i, i + rows) of a block, `r` after its first.
+  template <bool kFetches>
   void pull_group(int64_t chunk, int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column,
                   int64_t n, int64_t r, Worker& worker) {
     const int64_t K = p_.K(), D = p_.D, pulling = worker.pulling[r / kPullRows];
@@ -205,15 +217,15 @@ class FewGradients {
         ldf = n;
       }
       const T* const e = worker.e.get() + r * K;
-      const T* const w = prototypes_.get() + column;
+      const T* const w = prototypes_.from_column(column);
       if (gf != nullptr && grad_prototypes_ != nullptr)
-        pull_rows<T, true, true>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf, sums_of(chunk) + column,
-                                 ld_);
+        pull_rows<T, Pull{true, true, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf,
+                                                 sums_of(chunk, column));
       else if (gf != nullptr)
-        pull_rows<T, true, false>(rows, f, ldf, e, w, ld_, K, n, gf, ldgf, nullptr, 0);
+        pull_rows<T, Pull{true, false, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf, nullptr);
       else if (grad_prototypes_ != nullptr)
-        pull_rows<T, false, true>(rows, f, ldf, e, w, ld_, K, n, nullptr, 0,
-                                  sums_of(chunk) + column, ld_);
+        pull_rows<T, Pull{false, true, kFetches}>(rows, f, ldf, e, w, K, n, nullptr, 0,
+                                                  sums_of(chunk, column));
     } else if (gf != nullptr) {
       // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly
       // 0.
@@ -226,60 +238,45 @@ class FewGradients {
   }
 
   void flush(int64_t chunk, int64_t column, Worker& worker) {
-    const int64_t n = columns_from(column, worker.columns);
-    T* const sums = sums_of(chunk) + column;
-    for (int64_t k = 0; k < p_.K(); ++k)
-      for (int64_t d = 0; d < n; ++d) {
-        worker.wide[k * worker.columns + d] += sums[k * ld_ + d];
-        sums[k * ld_ + d] = T{0};
-      }
+    const int64_t n = sums_from(column, worker.columns);
+    T* const sums = sums_of(chunk, column);
+    for (int64_t d = 0; d < n; ++d) {
+      worker.wide[d] += sums[d];
+      sums[d] = T{0};
+    }
     worker.pending = 0;
   }
 
-  // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk (w_j
-  // - w_k) is the gradient of a row w_j with coefficients -E_jk. e [K, kPullRows], out [kPullRows,
-  // ldout].
-  void finish_tile(int64_t column, int64_t n, double slope, T* e, T* out, int64_t ldout) {
-    const int64_t K = p_.K(), D = p_.D;
-    const T* const w = prototypes_.get() + column;
-    Scratch<double> sum(n);
-    for (int64_t first = 0; first < K; first += kPullRows) {
-      const int64_t rows = K - first < kPullRows ? K - first : kPullRows;
-      if (p_.has_diversity()) {
-        const T* pairs = saved_ + layout_.pairs_offset() + first * layout_.stride();
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t k = 0; k < K; ++k)
-            e[k * kPullRows + r] = static_cast<T>(-slope * pairs[r * layout_.stride() + k]);
-        pull_rows<T, true, false>(rows, w + first * ld_, ld_, e, w, ld_, K, n, out, ldout, nullptr,
-                                  0);
-      } else {
-        for (int64_t r = 0; r < rows; ++r)
-          __builtin_memset(out + r * ldout, 0, static_cast<size_t>(n) * sizeof(T));
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        T* const row = out + r * ldout;
-        for (int64_t d = 0; d < n; ++d) sum[d] = 0.0;
-        for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-          const T* const sums = sums_of(chunk) + (first + r) * ld_ + column;
-          for (int64_t d = 0; d < n; ++d) sum[d] += sums[d];
-        }
-        for (int64_t d = 0; d < n; ++d) row[d] = static_cast<T>(sum[d] + row[d]);
-        write_row(grad_prototypes_, p_.prototypes_dtype, (first + r) * D + column, n, row);
-      }
+  // A panel of the prototypes' gradient: e [groups, K, kPullRows] of the diversity term; out, sum
+  // [K, kPanel].
+  void finish_panel(int64_t column, const T* e, T* out, double* sum) {
+    constexpr int64_t N = kPanel<T>;
+    const int64_t K = p_.K(), n = columns_from(column, N);
+    const T* const w = prototypes_.from_column(column);
+    for (int64_t j = 0; j < K && p_.has_diversity(); j += kPullRows)
+      pull_rows<T, Pull{true, false, false}>(K - j < kPullRows ? K - j : kPullRows, w + j * N, N,
+                                             e + j * K, w, K, N, out + j * N, N, nullptr);
+    for (int64_t d = 0; d < K * N; ++d) sum[d] = 0.0;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const T* const sums = sums_of(chunk, column);
+      for (int64_t d = 0; d < K * N; ++d) sum[d] += sums[d];
     }
+    for (int64_t d = 0; d < K * N; ++d)
+      out[d] = static_cast<T>(p_.has_diversity() ? sum[d] + out[d] : sum[d]);
+    for (int64_t k = 0; k < K; ++k)
+      write_row(grad_prototypes_, p_.prototypes_dtype, k * p_.D + column, n, out + k * N);
   }
 
   const Problem& p_;
   const UpstreamView& upstream_;
   const FewLayout layout_;
   const T* saved_;
-  const PaddedPrototypes<T>& prototypes_;
-  const int64_t ld_;
+  const PrototypePanels<T>& prototypes_;
   void* grad_features_;
   void* grad_prototypes_;
   const bool direct_;
-  const int64_t chunks_, chunk_rows_;
-  Scratch<T> sums_;         // [chunks, K, ld]
+  const int64_t chunks_, chunk_rows_, chunk_sums_;
+  Scratch<T> sums_;         // [chunks, panels, K, kPanel]
   Scratch<double> slopes_;  // G of each chunk
 };
 

@@ -1,116 +1,29 @@
-// Few prototypes, row by row: distances, loss and the coefficients
+// Few prototypes, rows: distances, loss and the coefficients
 //   c_ij = (2 / sigma) a_ij dl_i/da_ij,   so that   dl_i/df_i = -sum_j c_ij (f_i - w_j), dl_i/dw_j
 //   = c_ij (f_i - w_j),
-// of blocks of rows whose distances stay in cache.
+// of blocks of rows. A vector holds one quantity of as many rows: everything of a block is kept
+// with its rows side by side.
 #pragma once
 
-#include "../core/formulas.h"
 #include "../core/saved.h"
 #include "diversity.h"
-#include "pack.h"
+#include "rows.h"
 
 namespace cfal {
 namespace CFAL_ISA {
 
 constexpr int64_t kRowsAtOnce = 32;  // that a block has at most
-
-// a[n] = exp(-q[n] / sigma), in place.
-inline void affinities(double* q, int64_t n, double negative_inverse_sigma) {
-  int64_t k = 0;
-  for (; k + kLanes<double> <= n; k += kLanes<double>)
-    store(q + k, exp_nonpositive<double>(load(q + k) * negative_inverse_sigma));
-  if (k < n)
-    store_first(q + k, exp_nonpositive<double>(load_first(q + k, n - k) * negative_inverse_sigma),
-                n - k);
-}
-
-// Sum in an order that depends on the number of values alone.
-inline double ordered_sum(const double* x, int64_t n) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i];
-  return sum;
-}
-
-// A row's factor for the reduction: 1 / N for "mean" (plain mean over the counted rows), else 1.
-inline double row_scale(const Problem& p, int64_t counted_rows) {
-  return p.reduction == Reduction::kMean ? 1.0 / static_cast<double>(counted_rows) : 1.0;
-}
-
-// The reduced loss: sum of per-row losses in row order, NaN for the mean of nothing as in torch's
-// cross_entropy.
-template <class T>
-void write_loss(const Problem& p, int64_t counted_rows, const double* row_loss, T* loss) {
-  if (p.reduction == Reduction::kNone) {
-    for (int64_t i = 0; i < p.B; ++i) loss[i] = static_cast<T>(row_loss[i]);
-  } else {
-    const double sum = ordered_sum(row_loss, p.B);
-    loss[0] = static_cast<T>(
-        p.reduction == Reduction::kMean ? sum / static_cast<double>(counted_rows) : sum);
-  }
-}
-
-// Row [K] of distances: the smallest of each class moves to q[0 .. C), its prototype to nearest.
-// False if any is NaN.
-inline bool reduce_centres(int64_t C, int64_t M, double* q, int64_t* nearest) {
-  bool finite = true;
-  for (int64_t j = 0; j < C; ++j) {
-    int64_t best = j * M;
-    for (int64_t k = best; k < (j + 1) * M; ++k) {
-      finite &= q[k] == q[k];
-      if (q[k] < q[best]) best = k;  // ties keep the lowest index
-    }
-    q[j] = q[best];  // best >= j: nothing still to be read is overwritten
-    nearest[j] = best;
-  }
-  return finite;
-}
-
-// What every row of a call shares.
-struct RowConstants {
-  double diversity;  // rho R
-  double scale;      // 1 / N for the mean
-  double u;          // 2 / sigma * scale
-};
-
-// One row from its affinities a [C]: returns the loss; coefficients go to c [K + 1] (the last one
-// dl_i/dR) unless c is null.
-template <class T>
-double few_row(const Problem& p, const RowConstants& shared, int64_t y, double ratio, bool finite,
-               const double* a, const int64_t* nearest, T* c) {
-  const int64_t C = p.C, K = p.K();
-  const double s = a[y], slack = p.margin - s;
-  double hinge_sum = 0.0, active = 0.0;
-  for (int64_t j = 0; j < C; ++j) {
-    const double h = slack + a[j];  // lambda + a_ij - s_i
-    const bool counts = (h > 0.0) & (j != y);
-    hinge_sum += counts ? h : 0.0;
-    active += counts ? 1.0 : 0.0;
-  }
-  const double poison = finite ? 0.0 : __builtin_nan("");  // comparisons drop NaN silently
-  const Row row{ratio, s, hinge_sum + poison, active, shared.diversity, p.class_weight_at(y)};
-  const RowTerms terms = row_terms(row, p.gamma, p.detach_focal);
-  if (c != nullptr) {
-    const double hinge_slope = shared.u * terms.hinge_slope, own_slope = shared.u * terms.own_slope;
-    if (p.M > 1)
-      for (int64_t k = 0; k < K; ++k) c[k] = static_cast<T>(poison);
-    for (int64_t j = 0; j < C; ++j) {
-      const double value = slack + a[j] > 0.0 ? hinge_slope * a[j] : 0.0;
-      c[p.M > 1 ? nearest[j] : j] = static_cast<T>(value + poison);
-    }
-    // s == 0 first: 0 times an overflowed slope stays 0.
-    c[p.M > 1 ? nearest[y] : y] = static_cast<T>((s == 0.0 ? 0.0 : own_slope * s) + poison);
-    c[K] = static_cast<T>(p.has_diversity() ? p.diversity_weight * terms.hinge_slope * shared.scale
-                                            : 0.0);
-  }
-  return terms.loss;
-}
+static_assert(kRowsAtOnce % kLanes<double> == 0);
 
 // What a call's rows share, and where their losses and coefficients go.
 template <class T>
 class FewRows {
+  using V = Vec<double>;
+  using I = IntVec<double>;
+
  public:
   // saved: null where no gradient will be asked for.
-  FewRows(const Problem& p, int64_t counted_rows, const PaddedPrototypes<T>& prototypes, T* loss,
+  FewRows(const Problem& p, int64_t counted_rows, const PrototypePanels<T>& prototypes, T* loss,
           T* saved)
       : p_(p),
         counted_rows_(counted_rows),
@@ -145,46 +58,40 @@ class FewRows {
   // What a thread needs for its blocks.
   struct Worker {
     explicit Worker(const Problem& p)
-        : q(kRowsAtOnce * p.K()), nearest(p.M > 1 ? kRowsAtOnce * p.C : 0) {}
-    Scratch<double> q;
-    Scratch<int64_t> nearest;
+        : a(p.K() * kRowsAtOnce),
+          nearest(p.M > 1 ? p.C * kRowsAtOnce : 0),
+          c((p.K() + 1) * kRowsAtOnce) {}
+    Scratch<double> a;         // [K, kRowsAtOnce]: distances, then affinities in the first C rows
+    Scratch<int64_t> nearest;  // [C, kRowsAtOnce]: a class's nearest prototype
+    Scratch<T> c;              // [K + 1, kRowsAtOnce]: c_ij, dl_i/dR
+    double y[kRowsAtOnce];     // the class, -1 of an ignored row
+    double s[kRowsAtOnce], complement[kRowsAtOnce];      // the own affinity, 1 - s
+    double hinge_sum[kRowsAtOnce], active[kRowsAtOnce];  // over j != y
+    double poison[kRowsAtOnce];                          // NaN, or 0 of a finite row
+    double hinge_slope[kRowsAtOnce], own[kRowsAtOnce];   // c_ij / a_ij of active hinges, c_iy
   };
 
   // Rows [first, first + rows), at most kRowsAtOnce; f [rows, D] at stride ldf.
-  void run(int64_t first, int64_t rows, const T* f, int64_t ldf, Worker& worker) {
-    const int64_t C = p_.C, K = p_.K(), D = p_.D;
-    const T* const w = prototypes_.get();
-    const int64_t ldw = prototypes_.ld();
-    double* const q = worker.q.get();
-    int64_t* const nearest = worker.nearest.get();
-    squared_distances(f, ldf, rows, w, ldw, K, D, q, K);
-    double ratio[kRowsAtOnce] = {};
-    bool finite[kRowsAtOnce] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t y = p_.target_at(first + r);
-      if (y == p_.ignore_index) continue;
-      repair_distances(f + r * ldf, w, ldw, K, D, q + r * K);
-      finite[r] = true;
-      if (p_.M > 1)
-        finite[r] = reduce_centres(C, p_.M, q + r * K, nearest + r * C);
-      else
-        for (int64_t j = 0; j < C; ++j) finite[r] &= q[r * K + j] == q[r * K + j];
-      ratio[r] = q[r * K + y] / p_.sigma;
+  void run(int64_t first, int64_t rows, const T* f, int64_t ldf, Worker& at) {
+    const DistanceView q{at.a.get(), 1, kRowsAtOnce};
+    const int64_t padded = (rows + kLanes<double> - 1) / kLanes<double> * kLanes<double>;
+    squared_distances(f, ldf, rows, prototypes_.rows(), p_.K(), p_.D, q);
+    for (int64_t r = 0; r < padded; ++r) {
+      const int64_t y = r < rows ? p_.target_at(first + r) : p_.ignore_index;
+      at.y[r] = y == p_.ignore_index ? -1.0 : static_cast<double>(y);
+      for (int64_t k = 0; k < p_.K() && r >= rows; ++k) q.at(r, k) = 0.0;
     }
-    if (p_.M == 1)
-      affinities(q, rows * K, -1.0 / p_.sigma);
-    else
-      for (int64_t r = 0; r < rows; ++r) affinities(q + r * K, C, -1.0 / p_.sigma);
+    if (overflowed(padded, at.a.get()))
+      for (int64_t r = 0; r < rows; ++r)
+        if (at.y[r] >= 0.0)
+          repair_distances(f + r * ldf, prototypes_.rows(), p_.K(), p_.D, q.from(r, 0));
+    for (int64_t r = 0; r < padded; r += kLanes<double>) form_hinges(r, at);
+    for (int64_t r = 0; r < rows; ++r) row_loss_[first + r] = finish_row(r, at);
+    if (saved_ == nullptr) return;
+    for (int64_t r = 0; r < padded; r += kLanes<double>) form_coefficients(r, at);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r, y = p_.target_at(i);
-      T* c = saved_ ? saved_ + i * layout_.stride() : nullptr;
-      if (y != p_.ignore_index) {
-        row_loss_[i] = few_row(p_, shared_, y, ratio[r], finite[r], q + r * K, nearest + r * C, c);
-        continue;
-      }
-      row_loss_[i] = 0.0;
-      if (c != nullptr)
-        for (int64_t k = 0; k <= K; ++k) c[k] = T{0};
+      T* const c = saved_ + (first + r) * layout_.stride();
+      for (int64_t k = 0; k <= p_.K(); ++k) c[k] = at.c[k * kRowsAtOnce + r];
     }
   }
 
@@ -192,10 +99,114 @@ class FewRows {
   void finish() { write_loss(p_, counted_rows_, row_loss_.get(), loss_); }
 
  private:
+  // Whether any of the distances q [K, kRowsAtOnce] is NaN or infinite.
+  bool overflowed(int64_t rows, const double* q) const {
+    auto all = V{} == V{};
+    for (int64_t k = 0; k < p_.K(); ++k)
+      for (int64_t r = 0; r < rows; r += kLanes<double>)
+        all &= load(q + k * kRowsAtOnce + r) < V{} + __builtin_inf();
+    bool finite = true;
+    for (int l = 0; l < kLanes<double>; ++l) finite &= all[l] != 0;
+    return !finite;
+  }
+
+  // Rows r on: affinities over distances, and what the loss needs of them.
+  void form_hinges(int64_t r, Worker& at) const {
+    double* const a = at.a.get() + r;
+    const double factor = -1.0 / p_.sigma;
+    const V y = load(at.y + r);
+    auto finite = y == y;
+    V q_own{}, s{};
+    for (int64_t j = 0; j < p_.C; ++j) {
+      V q = load(a + j * p_.M * kRowsAtOnce);
+      finite &= q == q;
+      if (p_.M > 1) q = nearest_centre(j, q, r, at, finite);
+      const auto own = y == static_cast<double>(j);
+      const V affinity = exp_nonpositive<double>(q * factor);
+      store(a + j * kRowsAtOnce, affinity);  // j <= j M: nothing still to be read is overwritten
+      q_own = own ? q : q_own;
+      s = own ? affinity : s;
+    }
+    const V slack = p_.margin - s;
+    V hinge_sum{}, active{};
+    for (int64_t j = 0; j < p_.C; ++j) {
+      const V h = slack + load(a + j * kRowsAtOnce);  // lambda + a_ij - s_i
+      const auto counts = (h > 0.0) & (y != static_cast<double>(j));
+      hinge_sum += counts ? h : V{};
+      active += counts ? V{} + 1.0 : V{};
+    }
+    store(at.s + r, s);
+    store(at.complement + r, -expm1_nonpositive<double>(-(q_own / p_.sigma)));
+    store(at.hinge_sum + r, hinge_sum);
+    store(at.active + r, active);
+    store(at.poison + r, finite ? V{} : V{} + __builtin_nan(""));  // comparisons drop NaN silently
+  }
+
+  // The smallest distance of class j, of which q is that to its first centre; ties keep the lowest
+  // index.
+  template <class Mask>
+  V nearest_centre(int64_t j, V q, int64_t r, Worker& at, Mask& finite) const {
+    I nearest = I{} + j * p_.M;
+    for (int64_t k = j * p_.M + 1; k < (j + 1) * p_.M; ++k) {
+      const V other = load(at.a.get() + k * kRowsAtOnce + r);
+      finite &= other == other;
+      const auto closer = other < q;
+      q = closer ? other : q;
+      nearest = closer ? I{} + k : nearest;
+    }
+    store_integers(at.nearest.get() + j * kRowsAtOnce + r, nearest);
+    return q;
+  }
+
+  static void store_integers(int64_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
+
+  // The loss of row r, and the slopes of its coefficients.
+  double finish_row(int64_t r, Worker& at) const {
+    T& diversity_slope = at.c[p_.K() * kRowsAtOnce + r];
+    if (at.y[r] < 0.0) {
+      at.hinge_slope[r] = at.own[r] = at.poison[r] = 0.0;
+      diversity_slope = T{0};
+      return 0.0;
+    }
+    const Row row{at.complement[r], at.hinge_sum[r] + at.poison[r], at.active[r], shared_.diversity,
+                  p_.class_weight_at(static_cast<int64_t>(at.y[r]))};
+    const RowTerms terms = row_terms(row, p_.gamma, p_.detach_focal);
+    at.hinge_slope[r] = shared_.u * terms.hinge_slope;
+    // s == 0 first: 0 times an overflowed slope stays 0.
+    at.own[r] = at.s[r] == 0.0 ? 0.0 : shared_.u * terms.own_slope * at.s[r];
+    diversity_slope = static_cast<T>(
+        p_.has_diversity() ? p_.diversity_weight * terms.hinge_slope * shared_.scale : 0.0);
+    return terms.loss;
+  }
+
+  // Rows r on: c_ij, with NaN for all of a row that is not finite.
+  void form_coefficients(int64_t r, Worker& at) const {
+    const V y = load(at.y + r), slack = p_.margin - load(at.s + r),
+            slope = load(at.hinge_slope + r), own = load(at.own + r), poison = load(at.poison + r);
+    for (int64_t k = 0; k < p_.K() && p_.M > 1; ++k)
+      write(at.c.get() + k * kRowsAtOnce + r, poison);
+    for (int64_t j = 0; j < p_.C; ++j) {
+      const V a = load(at.a.get() + j * kRowsAtOnce + r);
+      V value = slack + a > 0.0 ? slope * a : V{};
+      value = (y == static_cast<double>(j) ? own : value) + poison;
+      if (p_.M == 1) {
+        write(at.c.get() + j * kRowsAtOnce + r, value);
+      } else {
+        for (int l = 0; l < kLanes<double>; ++l)
+          at.c[at.nearest[j * kRowsAtOnce + r + l] * kRowsAtOnce + r + l] =
+              static_cast<T>(value[l]);
+      }
+    }
+  }
+
+  static void write(T* out, V value) {
+    for (int l = 0; l < kLanes<double>; ++l) out[l] = static_cast<T>(value[l]);
+  }
+
   const Problem& p_;
   const int64_t counted_rows_;
   const FewLayout layout_;
-  const PaddedPrototypes<T>& prototypes_;
+  const PrototypePanels<T>& prototypes_;
   RowConstants shared_{};
   Scratch<double> row_loss_;
   T* const loss_;

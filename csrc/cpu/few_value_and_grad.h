@@ -24,7 +24,7 @@ template <class T>
 void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamView& upstream,
                         const Runtime& runtime, T* loss, T* saved, void* grad_features,
                         void* grad_prototypes) {
-  const PaddedPrototypes<T> prototypes(p);
+  const PrototypePanels<T> prototypes(p);
   if (!takes_one_pass<T>(p, runtime)) {
     few_forward(p, counted_rows, prototypes, runtime, loss, saved);
     few_backward<T>(p, upstream, saved, prototypes, runtime, grad_features, grad_prototypes);
@@ -51,8 +51,8 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
                  rows.run(first, count, f, features.ld(), row_worker);
                  gradients.begin_block(first, count, worker);
                  for (int64_t column = 0; column < p.D; column += tile)
-                   gradients.pull_tile(chunk, first, count, f + column, features.ld(), column, tile,
-                                       worker);
+                   gradients.template pull_tile<false>(chunk, first, count, f + column,
+                                                       features.ld(), column, tile, worker);
                  gradients.end_block(chunk, first, count, 0, worker);
                }
                gradients.end_chunk(chunk, 0, worker);

@@ -15,7 +15,7 @@ void forward_as(const Problem& p, int64_t counted_rows, const Runtime& runtime, 
   T* const typed_loss = static_cast<T*>(loss);
   T* const typed_saved = static_cast<T*>(saved);
   if (p.regime == Regime::kFew)
-    few_forward(p, counted_rows, PaddedPrototypes<T>(p), runtime, typed_loss, typed_saved);
+    few_forward(p, counted_rows, PrototypePanels<T>(p), runtime, typed_loss, typed_saved);
   else
     many_forward<T>(p, counted_rows, runtime, typed_loss, typed_saved);
 }
@@ -26,7 +26,7 @@ void backward_as(const Problem& p, int64_t counted_rows, const UpstreamView& gra
                  void* grad_prototypes) {
   const T* const typed = static_cast<const T*>(saved);
   if (p.regime == Regime::kFew)
-    few_backward(p, grad_loss, typed, PaddedPrototypes<T>(p), runtime, grad_features,
+    few_backward(p, grad_loss, typed, PrototypePanels<T>(p), runtime, grad_features,
                  grad_prototypes);
   else
     ManyBackward<T>(p, counted_rows, grad_loss, typed, grad_features, grad_prototypes).run(runtime);

@@ -83,9 +83,11 @@ class ManyDiversity {
         const int64_t first = task * kRows, n = K_ - first < kRows ? K_ - first : kRows;
         const T* E = matrix ? matrix + first * K_ : recomputed.get();
         if (matrix == nullptr) {
-          squared_distances(w + first * D_, D_, n, w, D_, K_, D_, distances.get(), K_);
+          const MatrixRows<T> all{w, D_};
+          const auto q = DistanceView::matrix(distances.get(), K_);
+          squared_distances(w + first * D_, D_, n, all, K_, D_, q);
           for (int64_t j = 0; j < n; ++j) {
-            repair_distances(w + (first + j) * D_, w, D_, K_, D_, distances.get() + j * K_);
+            repair_distances(w + (first + j) * D_, all, K_, D_, q.from(j, 0));
             for (int64_t k = 0; k < K_; ++k)
               recomputed[j * K_ + k] =
                   static_cast<T>(pair_scale(K_) * (distances[j * K_ + k] - mean));

@@ -151,8 +151,7 @@ class ManyRows {
       }
     }
     row.ratio = best / p_.sigma;
-    affinities(&best, 1, -1.0 / p_.sigma);
-    row.s = best;
+    row.s = affinity(best, p_.sigma);
   }
 
   // Classes of the prototypes [k, k + n): products [n] = f w in, active affinities [n] out (may be
@@ -265,8 +264,7 @@ class ManyRows {
 
   // An entry in doubt, by direct differences in double.
   T settle(RowAtHand& row, const T* f, int64_t k) {
-    double a = squared_distance(f, geometry_.prototypes.row(k), p_.D);
-    affinities(&a, 1, -1.0 / p_.sigma);
+    const double a = affinity(squared_distance(f, geometry_.prototypes.row(k), p_.D), p_.sigma);
     const double h = p_.margin - row.s + a;
     if (h != h) row.finite = false;
     if (!(h > 0.0)) return T{0};
@@ -292,7 +290,7 @@ class ManyRows {
     for (int64_t i = 0; i < ManyLayout::kRowState; ++i) state[i] = T{0};
     if (!row.counted) return;
     const double poison = row.finite ? 0.0 : __builtin_nan("");
-    const RowTerms terms = row_terms({row.ratio, row.s, row.hinge_sum + poison, row.active,
+    const RowTerms terms = row_terms({complement_of(row.ratio), row.hinge_sum + poison, row.active,
                                       shared_.diversity, p_.class_weight_at(row.y)},
                                      p_.gamma, p_.detach_focal);
     *loss = terms.loss;

@@ -156,36 +156,6 @@ inline void read_prototype(const Problem& p, int64_t k, int64_t column, int64_t 
                p.prototype_strides[2], n, out);
 }
 
-// All prototypes as a [K, D] matrix of T that is read in tiles of columns, beside a gradient of the
-// same layout: copied to rows that begin 17 of 32 cache lines apart, and that go on with zeros up
-// to the next. A tile then spreads over the sets of the L1 cache, and no two of its rows
-// agree in the low 12 bits of their addresses, by which a processor first tells whether a load has
-// to wait for a store.
-template <class T>
-class PaddedPrototypes {
- public:
-  explicit PaddedPrototypes(const Problem& p) : ld_(stride(p.D)), copy_(p.K() * ld_) {
-    for (int64_t k = 0; k < p.K(); ++k) {
-      T* const row = copy_.get() + k * ld_;
-      read_prototype(p, k, 0, p.D, row);
-      for (int64_t d = p.D; d < ld_; ++d) row[d] = T{0};
-    }
-  }
-
-  static int64_t stride(int64_t D) {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    const int64_t lines = (D + kLine - 1) / kLine;
-    return (lines + (49 - lines % 32) % 32) * kLine;
-  }
-
-  const T* get() const { return copy_.get(); }
-  int64_t ld() const { return ld_; }
-
- private:
-  int64_t ld_;
-  Scratch<T> copy_;
-};
-
 // All prototypes as a contiguous [K, D] matrix of T: in place where they already are, else copied.
 template <class T>
 class PrototypeRows {

@@ -255,9 +255,9 @@ class FewForward {
         }
       }
       const double diversity = p_.has_diversity() ? p_.diversity_weight * R_value : 0.0;
-      const RowTerms terms = row_terms(
-          {s_.ratio[row], s, hinge_sum + poison, active, diversity, p_.class_weight_at(y)},
-          p_.gamma, p_.detach_focal);
+      const RowTerms terms = row_terms({complement_of(s_.ratio[row]), hinge_sum + poison, active,
+                                        diversity, p_.class_weight_at(y)},
+                                       p_.gamma, p_.detach_focal);
       s_.slack[row] = slack + poison;
       s_.hinge_slope[row] = u * terms.hinge_slope;
       // s == 0 first: 0 times an overflowed slope stays 0.
