@@ -1,4 +1,6 @@
-// Few prototypes, backward: a task owns a tile of columns of a chunk of rows.
+// Few prototypes, backward: a task owns a tile of columns of a chunk of rows. Tasks side by side
+// are of different chunks, so that threads do not work on neighbouring columns of the same rows:
+// what a processor fetches ahead of one tile is the begin of the next.
 #pragma once
 
 #include "few_gradients.h"
@@ -17,7 +19,8 @@ void few_backward(const Problem& p, const UpstreamView& upstream, const T* saved
              FeatureRows<T> features(p, kBlockRows, tile);
              typename FewGradients<T>::Worker worker(gradients, tile, tile);
              for (int64_t task = begin; task < end; ++task) {
-               const int64_t chunk = task / tiles, column = task % tiles * tile;
+               const int64_t chunk = task % gradients.chunks(),
+                             column = task / gradients.chunks() * tile;
                const int64_t columns = p.D - column < tile ? p.D - column : tile;
                const int64_t last = gradients.first_row(chunk + 1);
                gradients.begin_chunk(chunk, column, worker);
@@ -25,11 +28,11 @@ void few_backward(const Problem& p, const UpstreamView& upstream, const T* saved
                  const int64_t rows = last - first < kBlockRows ? last - first : kBlockRows;
                  gradients.begin_block(first, rows, worker);
                  const T* const f = features.rows(first, rows, column, columns);
-                 gradients.template pull_tile<true>(chunk, first, rows, f, features.ld(), column,
-                                                    tile, worker);
-                 gradients.end_block(chunk, first, rows, column, worker);
+                 gradients.template pull_tile<true>(first, rows, f, features.ld(), column, tile,
+                                                    worker);
+                 gradients.end_block(first, rows, worker);
                }
-               gradients.end_chunk(chunk, column, worker);
+               gradients.end_chunk(worker);
              }
            });
   gradients.finish(runtime);

@@ -85,31 +85,38 @@ class FewGradients {
     return chunk * chunk_rows_ < p_.B ? chunk * chunk_rows_ : p_.B;
   }
 
-  // What a thread needs for a tile of `columns` columns, or for all of them a tile at a time.
+  // What a thread needs for a tile of `columns` columns, or for all of them a tile at a time. The
+  // sums of a chunk are a thread's own until the chunk ends, and nothing follows them for a page: a
+  // processor fetches ahead of what it reads, and would take from another what that one adds to.
   struct Worker {
     Worker(const FewGradients& all, int64_t tile, int64_t columns)
         : e(kBlockRows * all.p_.K()),
           out(kPullRows * tile),
           finite(kPullRows * tile),
-          wide(all.chunk_rows_ > kFlushRows ? all.p_.K() * padded(columns) : 0),
+          sums(all.grad_prototypes_ ? all.p_.K() * padded(columns) + kPage : 0),
+          wide(all.widens() ? all.p_.K() * padded(columns) : 0),
           columns(columns) {}
+    static constexpr int64_t kPage = 4096 / static_cast<int64_t>(sizeof(T));
     Scratch<T> e;            // [groups of kPullRows rows, K, kPullRows]
     Scratch<T> out, finite;  // [kPullRows, tile]
+    Scratch<T> sums;         // [panels, K, kPanel]
     Scratch<double> wide;    // [panels, K, kPanel]
     const int64_t columns;
+    int64_t chunk = 0, column = 0;  // at hand, and the first column of it
     bool pulls[kBlockRows];
     int64_t pulling[kBlockRows / kPullRows];  // rows of a group that pull at all
-    int64_t pending = 0;                      // rows that are in sums_ but not in wide
+    int64_t pending = 0;                      // rows that are in sums but not in wide
   };
 
   // A chunk's sums of the columns [column, column + worker.columns) begin.
   void begin_chunk(int64_t chunk, int64_t column, Worker& worker) {
+    worker.chunk = chunk;
+    worker.column = column;
     worker.pending = 0;
     if (column == 0) slopes_[chunk] = 0.0;
     if (grad_prototypes_ == nullptr) return;
     const int64_t n = sums_from(column, worker.columns);
-    T* const sums = sums_of(chunk, column);
-    for (int64_t d = 0; d < n; ++d) sums[d] = T{0};
+    for (int64_t d = 0; d < n; ++d) worker.sums[d] = T{0};
     for (int64_t d = 0; widens() && d < n; ++d) worker.wide[d] = 0.0;
   }
 
@@ -137,29 +144,30 @@ class FewGradients {
   // A tile of a block: f [rows, tile] at stride ldf, from `column` on. kFetches: f was not read
   // just now.
   template <bool kFetches>
-  void pull_tile(int64_t chunk, int64_t first, int64_t rows, const T* f, int64_t ldf,
-                 int64_t column, int64_t tile, Worker& worker) {
+  void pull_tile(int64_t first, int64_t rows, const T* f, int64_t ldf, int64_t column, int64_t tile,
+                 Worker& worker) {
     for (int64_t r = 0; r < rows; r += kPullRows)
-      pull_group<kFetches>(chunk, first + r, rows - r < kPullRows ? rows - r : kPullRows,
-                           f + r * ldf, ldf, column, columns_from(column, tile), r, worker);
+      pull_group<kFetches>(first + r, rows - r < kPullRows ? rows - r : kPullRows, f + r * ldf, ldf,
+                           column, columns_from(column, tile), r, worker);
   }
 
   // After all tiles of a block.
-  void end_block(int64_t chunk, int64_t first, int64_t rows, int64_t column, Worker& worker) {
-    if (column == 0)
+  void end_block(int64_t first, int64_t rows, Worker& worker) {
+    if (worker.column == 0)
       for (int64_t i = first; i < first + rows && p_.has_diversity(); ++i)
         if (p_.target_at(i) != p_.ignore_index)
-          slopes_[chunk] += upstream_.at(i) * saved_[i * layout_.stride() + p_.K()];
+          slopes_[worker.chunk] += upstream_.at(i) * saved_[i * layout_.stride() + p_.K()];
     worker.pending += rows;
-    if (widens() && worker.pending >= kFlushRows) flush(chunk, column, worker);
+    if (widens() && worker.pending >= kFlushRows) flush(worker);
   }
 
-  void end_chunk(int64_t chunk, int64_t column, Worker& worker) {
-    if (!widens()) return;
-    flush(chunk, column, worker);
-    const int64_t n = sums_from(column, worker.columns);
-    T* const sums = sums_of(chunk, column);
-    for (int64_t d = 0; d < n; ++d) sums[d] = static_cast<T>(worker.wide[d]);
+  void end_chunk(Worker& worker) {
+    if (grad_prototypes_ == nullptr) return;
+    if (widens()) flush(worker);
+    const int64_t n = sums_from(worker.column, worker.columns);
+    T* const sums = sums_of(worker.chunk, worker.column);
+    for (int64_t d = 0; d < n; ++d)
+      sums[d] = widens() ? static_cast<T>(worker.wide[d]) : worker.sums[d];
   }
 
   // After all chunks: adds them in order, then the diversity term.
@@ -175,7 +183,8 @@ class FewGradients {
       for (int64_t k = 0; k < K; ++k)
         e[j / kPullRows * K * kPullRows + k * kPullRows + j % kPullRows] =
             static_cast<T>(-slope * saved_[layout_.pairs_offset() + j * layout_.stride() + k]);
-    parallel(runtime, panels_of<T>(p_.D), (chunks_ + K) * K * kPanel<T>,
+    // A term of the sum in double costs as much as some multiply-adds.
+    parallel(runtime, panels_of<T>(p_.D), (4 * chunks_ + 2 * K) * K * kPanel<T>,
              [&](int64_t begin, int64_t end) {
                Scratch<T> out(K * kPanel<T>);
                Scratch<double> sum(K * kPanel<T>);
@@ -200,8 +209,8 @@ class FewGradients {
 
   // Rows [i, i + rows) of a block, `r` after its first.
   template <bool kFetches>
-  void pull_group(int64_t chunk, int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column,
-                  int64_t n, int64_t r, Worker& worker) {
+  void pull_group(int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column, int64_t n,
+                  int64_t r, Worker& worker) {
     const int64_t K = p_.K(), D = p_.D, pulling = worker.pulling[r / kPullRows];
     T* const gf =
         grad_features_ == nullptr
@@ -218,14 +227,13 @@ class FewGradients {
       }
       const T* const e = worker.e.get() + r * K;
       const T* const w = prototypes_.from_column(column);
+      T* const gw = worker.sums.get() + (column - worker.column) * K;
       if (gf != nullptr && grad_prototypes_ != nullptr)
-        pull_rows<T, Pull{true, true, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf,
-                                                 sums_of(chunk, column));
+        pull_rows<T, Pull{true, true, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf, gw);
       else if (gf != nullptr)
         pull_rows<T, Pull{true, false, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf, nullptr);
       else if (grad_prototypes_ != nullptr)
-        pull_rows<T, Pull{false, true, kFetches}>(rows, f, ldf, e, w, K, n, nullptr, 0,
-                                                  sums_of(chunk, column));
+        pull_rows<T, Pull{false, true, kFetches}>(rows, f, ldf, e, w, K, n, nullptr, 0, gw);
     } else if (gf != nullptr) {
       // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly
       // 0.
@@ -237,12 +245,11 @@ class FewGradients {
         write_row(grad_features_, p_.features.dtype, (i + q) * D + column, n, gf + q * ldgf);
   }
 
-  void flush(int64_t chunk, int64_t column, Worker& worker) {
-    const int64_t n = sums_from(column, worker.columns);
-    T* const sums = sums_of(chunk, column);
+  void flush(Worker& worker) {
+    const int64_t n = sums_from(worker.column, worker.columns);
     for (int64_t d = 0; d < n; ++d) {
-      worker.wide[d] += sums[d];
-      sums[d] = T{0};
+      worker.wide[d] += worker.sums[d];
+      worker.sums[d] = T{0};
     }
     worker.pending = 0;
   }

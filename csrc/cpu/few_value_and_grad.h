@@ -51,11 +51,11 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
                  rows.run(first, count, f, features.ld(), row_worker);
                  gradients.begin_block(first, count, worker);
                  for (int64_t column = 0; column < p.D; column += tile)
-                   gradients.template pull_tile<false>(chunk, first, count, f + column,
-                                                       features.ld(), column, tile, worker);
-                 gradients.end_block(chunk, first, count, 0, worker);
+                   gradients.template pull_tile<false>(first, count, f + column, features.ld(),
+                                                       column, tile, worker);
+                 gradients.end_block(first, count, worker);
                }
-               gradients.end_chunk(chunk, 0, worker);
+               gradients.end_chunk(worker);
              }
            });
   rows.finish();

@@ -28,11 +28,13 @@ void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, cons
     body(int64_t{0}, tasks);
     return;
   }
+  // Ranges of equal size: two of very different ones would be shared badly.
+  int64_t ranges = tasks / grain < 2 ? 2 : tasks / grain;
+  if (ranges > kRanges) ranges = kRanges;
   struct Context {
     const Body* body;
     int64_t tasks, range, next;
-  } context{&body, tasks, (tasks + kRanges - 1) / kRanges, 0};
-  if (context.range < grain) context.range = grain;
+  } context{&body, tasks, (tasks + ranges - 1) / ranges, 0};
   runtime.parallel_for(
       tasks, grain,
       [](int64_t, int64_t, void* pointer) {
