@@ -114,6 +114,8 @@ class ManyBackward {
           const int64_t last = row_end(chunk, block), n = tile_width(tile);
           int64_t count = 0;
           for (int64_t r = block * block_; r < last; ++r) {
+            // The sum of a row's entries, none of them negative: it is 0 where all are.
+            if (chunk.state[r * ManyLayout::kRowState + kActiveSum] == T{0}) continue;
             const T* a = chunk.active + r * K + tile * kTile;
             int32_t in_row = 0;
             for (int64_t k = 0; k < n; ++k) in_row += a[k] != T{0};
@@ -132,6 +134,13 @@ class ManyBackward {
   }
   bool is_dense(int64_t block, int64_t tile) const {
     return fill_[block * tiles_ + tile] * kSparseShare >= block_ * kTile;
+  }
+
+  // Whether no row of the block has an entry at all.
+  bool is_empty(int64_t block) const {
+    for (int64_t tile = 0; tile < tiles_; ++tile)
+      if (fill_[block * tiles_ + tile] != 0) return false;
+    return true;
   }
 
   // The prototype as the products see it: about the mean if the geometry says so.
@@ -234,6 +243,7 @@ class ManyBackward {
         const T v =
             static_cast<T>(upstream_of(i) * chunk.state[r * ManyLayout::kRowState + kSlope]);
         slope[r] = v;
+        if (is_empty(r / block_)) continue;
         T* const out = pulled_.get() + r * D;
         if (v == T{0}) {  // also an ignored row, whose features may be NaN
           for (int64_t d = 0; d < D; ++d) out[d] = T{0};

@@ -32,6 +32,26 @@ inline double squared_norm(const T* x, int64_t n) {
   return sum + sum_lanes<T>(lanes);
 }
 
+// |x - mean|^2 in double.
+template <class T>
+inline double squared_distance_of(const T* x, const double* mean, int64_t n) {
+  constexpr int kParts = 16;  // registers' worth of sums that do not wait for each other
+  double parts[kParts] = {};
+  int64_t d = 0;
+  for (; d + kParts <= n; d += kParts)
+    for (int i = 0; i < kParts; ++i) {
+      const double difference = x[d + i] - mean[d + i];
+      parts[i] += difference * difference;
+    }
+  for (int i = 0; d < n; ++d, ++i) {
+    const double difference = x[d] - mean[d];
+    parts[i] += difference * difference;
+  }
+  for (int half = kParts / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+  return parts[0];
+}
+
 template <class T>
 inline bool all_finite(const T* x, int64_t n) {
   for (int64_t d = 0; d < n; ++d)
@@ -53,12 +73,10 @@ class ManyGeometry {
     const int64_t K = p.K(), D = p.D;
     average(runtime, K, D);
     parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
-      Scratch<double> row(D);
       for (int64_t k = begin; k < end; ++k) {
         norm[k] = squared_norm(prototypes.row(k), D);
         rounded_norm[k] = static_cast<T>(norm[k]);
-        centre(prototypes.row(k), D, 1, row.get());
-        centred_norm[k] = squared_norm(row.get(), D);
+        centred_norm[k] = squared_distance_of(prototypes.row(k), mean.get(), D);
       }
     });
     for (int64_t k = 0; k < K; ++k) {
@@ -134,7 +152,15 @@ class ManyGeometry {
       for (int64_t part = begin; part < end; ++part) {
         double* const sum = sums.get() + part * D;
         for (int64_t d = 0; d < D; ++d) sum[d] = 0.0;
-        for (int64_t k = part * kPart; k < (part + 1) * kPart && k < K; ++k)
+        const int64_t last = (part + 1) * kPart < K ? (part + 1) * kPart : K;
+        int64_t k = part * kPart;
+        for (; k + 4 <= last; k += 4) {  // four at a time: sum is read and written less often
+          const T *const a = prototypes.row(k), *const b = a + D, *const c = b + D,
+                         *const e = c + D;
+          for (int64_t d = 0; d < D; ++d)
+            sum[d] += (static_cast<double>(a[d]) + b[d]) + (static_cast<double>(c[d]) + e[d]);
+        }
+        for (; k < last; ++k)
           for (int64_t d = 0; d < D; ++d) sum[d] += prototypes.row(k)[d];
       }
     });
