@@ -130,12 +130,13 @@ class FewGradients {
       const T* c = saved_ + (first + r) * layout_.stride();
       const bool ignored = p_.target_at(first + r) == p_.ignore_index;
       const T g = ignored ? T{0} : static_cast<T>(upstream_.at(first + r));
-      bool any = false;
+      T sum{0};  // of magnitudes: NaN is not 0 either
       for (int64_t k = 0; k < K; ++k) {
         const T value = ignored ? T{0} : g * c[k];
         e[k * kPullRows] = value;
-        any |= value != T{0};
+        sum += value < T{0} ? -value : value;
       }
+      const bool any = sum != T{0};
       worker.pulls[r] = any;
       worker.pulling[group] += any;
     }
