@@ -361,6 +361,18 @@ class TestNotFinite:
             got = value_and_grads(path, f, w, y, sigma=10.0)
             assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_an_ignored_row_beside_such_a_prototype(self, path, dtype, classes, centres, value):
+        f, w, y = Sample(67, classes, centres, 5).inputs(dtype)
+        hole = torch.arange(67) % 5 == 2
+        y[hole] = -100
+        w[1, -1, 2] = value
+        rows, grad_f, _ = value_and_grads(
+            path, f, w, y, torch.ones(67).to(dtype), sigma=10.0, reduction="none"
+        )
+        assert (rows[hole] == 0.0).all() and (grad_f[hole] == 0.0).all()
+        assert rows[~hole].isnan().all() and grad_f[~hole].isnan().any(1).all()
+
     def test_overflow_of_finite_features(self, path, dtype, classes, centres):
         # A distance beyond the dtype's range is merely far: affinity 0, hinges at the margin.
         f, w, y = Sample(67, classes, centres, 5).inputs(dtype)

@@ -208,6 +208,10 @@ class FewGradients {
   }
   bool widens() const { return grad_prototypes_ != nullptr && chunk_rows_ > kFlushRows; }
 
+  static void clear(T* out, int64_t n) {
+    __builtin_memset(out, 0, static_cast<size_t>(n) * sizeof(T));
+  }
+
   // Rows [i, i + rows) of a block, `r` after its first.
   template <bool kFetches>
   void pull_group(int64_t i, int64_t rows, const T* f, int64_t ldf, int64_t column, int64_t n,
@@ -235,11 +239,13 @@ class FewGradients {
         pull_rows<T, Pull{true, false, kFetches}>(rows, f, ldf, e, w, K, n, gf, ldgf, nullptr);
       else if (grad_prototypes_ != nullptr)
         pull_rows<T, Pull{false, true, kFetches}>(rows, f, ldf, e, w, K, n, nullptr, 0, gw);
+      if (gf != nullptr && pulling < rows)  // nor must a prototype that is NaN reach such a row
+        for (int64_t q = 0; q < rows; ++q)
+          if (!worker.pulls[r + q]) clear(gf + q * ldgf, n);
     } else if (gf != nullptr) {
       // An inactive or ignored row has only zeros, whatever it holds, and its gradient is exactly
       // 0.
-      for (int64_t q = 0; q < rows; ++q)
-        __builtin_memset(gf + q * ldgf, 0, static_cast<size_t>(n) * sizeof(T));
+      for (int64_t q = 0; q < rows; ++q) clear(gf + q * ldgf, n);
     }
     if (gf != nullptr && !direct_)
       for (int64_t q = 0; q < rows; ++q)

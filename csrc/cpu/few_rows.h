@@ -61,7 +61,7 @@ class FewRows {
         : a(p.K() * kRowsAtOnce),
           nearest(p.M > 1 ? p.C * kRowsAtOnce : 0),
           c((p.K() + 1) * kRowsAtOnce) {}
-    Scratch<double> a;         // [K, kRowsAtOnce]: distances, then affinities in the first C rows
+    Scratch<double> a;         // [K, kRowsAtOnce]: distances, then [C, kRowsAtOnce]: affinities
     Scratch<int64_t> nearest;  // [C, kRowsAtOnce]: a class's nearest prototype
     Scratch<T> c;              // [K + 1, kRowsAtOnce]: c_ij, dl_i/dR
     double y[kRowsAtOnce];     // the class, -1 of an ignored row
@@ -86,7 +86,10 @@ class FewRows {
         if (at.y[r] >= 0.0)
           repair_distances(f + r * ldf, prototypes_.rows(), p_.K(), p_.D, q.from(r, 0));
     for (int64_t r = 0; r < padded; r += kLanes<double>) form_hinges(r, at);
-    for (int64_t r = 0; r < rows; ++r) row_loss_[first + r] = finish_row(r, at);
+    for (int64_t r = 0; r < padded; ++r) {
+      const double loss = finish_row(r, at);
+      if (r < rows) row_loss_[first + r] = loss;
+    }
     if (saved_ == nullptr) return;
     for (int64_t r = 0; r < padded; r += kLanes<double>) form_coefficients(r, at);
     for (int64_t r = 0; r < rows; ++r) {

@@ -238,12 +238,14 @@ class ManyBackward {
     Scratch<T> slope(chunk.rows);
     parallel(runtime, chunk.rows, D, [&](int64_t begin, int64_t end) {
       FeatureRows<T> features(p_, 1, D);
+      bool empty = false;  // the block of rows at hand
       for (int64_t r = begin; r < end; ++r) {
         const int64_t i = chunk.first + r;
         const T v =
             static_cast<T>(upstream_of(i) * chunk.state[r * ManyLayout::kRowState + kSlope]);
         slope[r] = v;
-        if (is_empty(r / block_)) continue;
+        if (r == begin || r % block_ == 0) empty = is_empty(r / block_);
+        if (empty) continue;
         T* const out = pulled_.get() + r * D;
         if (v == T{0}) {  // also an ignored row, whose features may be NaN
           for (int64_t d = 0; d < D; ++d) out[d] = T{0};

@@ -32,24 +32,30 @@ inline double squared_norm(const T* x, int64_t n) {
   return sum + sum_lanes<T>(lanes);
 }
 
-// |x - mean|^2 in double.
+// |x - mean|^2 in double. Sums that do not wait for each other, added up after every block of
+// features, so that the error does not grow with D.
 template <class T>
 inline double squared_distance_of(const T* x, const double* mean, int64_t n) {
-  constexpr int kParts = 16;  // registers' worth of sums that do not wait for each other
-  double parts[kParts] = {};
-  int64_t d = 0;
-  for (; d + kParts <= n; d += kParts)
-    for (int i = 0; i < kParts; ++i) {
-      const double difference = x[d + i] - mean[d + i];
+  constexpr int kParts = 16;
+  double sum = 0.0;
+  for (int64_t block = 0; block < n; block += kDistanceBlock) {
+    const int64_t last = block + kDistanceBlock < n ? block + kDistanceBlock : n;
+    double parts[kParts] = {};
+    int64_t d = block;
+    for (; d + kParts <= last; d += kParts)
+      for (int i = 0; i < kParts; ++i) {
+        const double difference = x[d + i] - mean[d + i];
+        parts[i] += difference * difference;
+      }
+    for (int i = 0; d < last; ++d, ++i) {
+      const double difference = x[d] - mean[d];
       parts[i] += difference * difference;
     }
-  for (int i = 0; d < n; ++d, ++i) {
-    const double difference = x[d] - mean[d];
-    parts[i] += difference * difference;
+    for (int half = kParts / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+    sum += parts[0];
   }
-  for (int half = kParts / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
-  return parts[0];
+  return sum;
 }
 
 template <class T>
