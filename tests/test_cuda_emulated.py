@@ -170,6 +170,15 @@ class TestCorners:
         w[1, 1, 2] = float("nan")
         assert EMULATED(f, w, y, reduction="none").isnan().all()
 
+    def test_a_nan_prototype_reaches_no_ignored_row(self):
+        f, w, y = problem(6, 4, 2, dim=5)
+        w = w.detach().clone()
+        y[2], w[1, 1, 2] = -100, float("nan")
+        upstream = torch.ones(6, dtype=f.dtype)
+        rows, grad_f, _ = value_and_grads(EMULATED, f, w, y, upstream, reduction="none")
+        assert rows[2] == 0.0 and (grad_f[2] == 0.0).all()
+        assert rows[[0, 1, 3, 4, 5]].isnan().all()
+
     def test_ignored_rows_count_nowhere(self):
         f, w, y = problem(9, 4, dim=140)
         y[2] = y[5] = 7

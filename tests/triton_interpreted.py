@@ -97,6 +97,14 @@ def test_values_that_are_not_finite_reach_the_loss(value):
     assert FEW(f, w, y, reduction="none").isnan().all()
 
 
+def test_an_ignored_row_beside_a_prototype_that_is_not_finite():
+    f, w, y = Sample(5, 4, 2, 6).inputs(F32)
+    y[2], w[3, 1, 5] = -100, math.nan
+    rows, grad_f, _ = value_and_grads(FEW, f, w, y, torch.ones(5), reduction="none")
+    assert rows[2] == 0.0 and (grad_f[2] == 0.0).all()
+    assert rows[[0, 1, 3, 4]].isnan().all()
+
+
 @every_dtype
 @pytest.mark.parametrize("sample", [Sample(35, 33, dim=4), Sample(35, 21, 3, dim=4)], ids=str)
 def test_partial_sums_of_narrow_features(sample, dtype):

@@ -329,7 +329,8 @@ def backward_kernel(
         b_f = tl.load(p_f + where, mask=counted[:, None] & in_d[None, :], other=0.0).to(CT)
         b_pull = b_e[:, :, None] * (b_f[:, None, :] - b_w[None, :, :])  # [BR, KP, BD]
         if NEED_F:
-            b_grad_f = -tl.sum(b_pull, axis=1)  # [BR, BD]
+            # Nor does it see a prototype that is NaN.
+            b_grad_f = tl.where(counted[:, None], -tl.sum(b_pull, axis=1), 0.0)  # [BR, BD]
             to = p_grad_f + row[:, None] * D + d[None, :]
             mask = inside[:, None] & in_d[None, :]
             tl.store(to, b_grad_f.to(p_grad_f.dtype.element_ty), mask=mask)

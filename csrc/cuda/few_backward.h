@@ -112,7 +112,8 @@ class FewBackward {
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
-          for (int v = 0; v < Q; ++v) from_compute(sum[r][v], out[r].element[quad * Q + v]);
+          for (int v = 0; v < Q; ++v)  // nor must a prototype that is NaN reach such a row
+            from_compute(pulling >> r & 1u ? sum[r][v] : T{0}, out[r].element[quad * Q + v]);
       }
       if (a_.grad_features != nullptr) {
 #pragma unroll
