@@ -118,7 +118,8 @@ class FewBackward {
       if (a_.grad_features != nullptr) {
 #pragma unroll
         for (int r = 0; r < R; ++r)
-          if (r < rows) L::store(p_, a_.grad_features, first + r, tile * kSegment, lane_, out[r]);
+          if (first + r < last)
+            L::store(p_, a_.grad_features, first + r, tile * kSegment, lane_, out[r]);
       }
       __syncwarp();  // before the next rows' coefficients
     }
