@@ -41,7 +41,7 @@ def why_not() -> str:
     return f"needs {', '.join(missing)}" if missing else ""
 
 
-needs_emulation = pytest.mark.skipif(bool(why_not()), reason=why_not() or "built")
+needs_emulation = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @cache

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import cfal_kernels as cfal
-from cfal_kernels import _regime, ops
-from support import forced_regime, moved, relative_error
+from cfal_kernels import _regime
+from support import forced_regime, moved, needs_kernels, relative_error
 from truth import Truth, truth
 
 F32, F64 = torch.float32, torch.float64
@@ -80,7 +80,6 @@ GPU_KERNELS = {
 GATES_OF = os.environ.get("CFAL_GATES_OF", "")
 KERNELS = GPU_KERNELS[GATES_OF] if GATES_OF else (FEW, MANY)
 
-needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
 _interpreted = GATES_OF == "triton-interpreted"
 _mark = needs_kernels if not GATES_OF else () if _interpreted else pytest.mark.gpu
 

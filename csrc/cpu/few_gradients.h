@@ -86,17 +86,15 @@ class FewGradients {
   }
 
   // What a thread needs for a tile of `columns` columns, or for all of them a tile at a time. The
-  // sums of a chunk are a thread's own until the chunk ends, and nothing follows them for a page: a
-  // processor fetches ahead of what it reads, and would take from another what that one adds to.
+  // sums of a chunk are a thread's own until the chunk ends.
   struct Worker {
     Worker(const FewGradients& all, int64_t tile, int64_t columns)
         : e(kBlockRows * all.p_.K()),
           out(kPullRows * tile),
           finite(kPullRows * tile),
-          sums(all.grad_prototypes_ ? all.p_.K() * padded(columns) + kPage : 0),
+          sums(all.grad_prototypes_ ? all.p_.K() * padded(columns) : 0),
           wide(all.widens() ? all.p_.K() * padded(columns) : 0),
           columns(columns) {}
-    static constexpr int64_t kPage = 4096 / static_cast<int64_t>(sizeof(T));
     Scratch<T> e;            // [groups of kPullRows rows, K, kPullRows]
     Scratch<T> out, finite;  // [kPullRows, tile]
     Scratch<T> sums;         // [panels, K, kPanel]
