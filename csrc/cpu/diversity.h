@@ -101,17 +101,19 @@ inline PairStatistics pair_statistics_by_columns(const Runtime& runtime, const P
                                                  double* kept) {
   const int64_t K = p.K(), blocks = (p.D + kDistanceBlock - 1) / kDistanceBlock;
   Scratch<double> parts(blocks * K * K);
-  parallel(runtime, blocks, K * K * kDistanceBlock, [&](int64_t begin, int64_t end) {
+  // Twice the work: a register holds half as many of double.
+  parallel(runtime, blocks, 2 * K * K * kDistanceBlock, [&](int64_t begin, int64_t end) {
     constexpr int64_t kStride = kDistanceBlock + 64 / static_cast<int64_t>(sizeof(double));
     Scratch<double> w(K * kStride);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t column = block * kDistanceBlock,
                     n = p.D - column < kDistanceBlock ? p.D - column : kDistanceBlock;
       for (int64_t k = 0; k < K; ++k) read_prototype(p, k, column, n, w.get() + k * kStride);
-      // Row by row: what is left of the diagonal is not needed.
+      // Rows a tile's at a time, from the diagonal on: what is left of it is not needed.
       const MatrixRows<double> all{w.get(), kStride};
-      for (int64_t j = 0; j < K; ++j)
-        squared_distances(w.get() + j * kStride, kStride, 1, all.from(j + 1), K - j - 1, n,
+      for (int64_t j = 0; j + 1 < K; j += kTileRows)
+        squared_distances(w.get() + j * kStride, kStride, K - j < kTileRows ? K - j : kTileRows,
+                          all.from(j + 1), K - j - 1, n,
                           DistanceView::matrix(parts.get() + (block * K + j) * K + j + 1, K));
     }
   });

@@ -23,20 +23,23 @@ constexpr int64_t kBlockRows = (kPullRows == 8 ? 4 : 8) * kPullRows;  // that a 
 constexpr int64_t kFlushRows = kPullRows == 8 ? 128 : 144;
 static_assert(kFlushRows % kBlockRows == 0 && kBlockRows % (2 * kPullRows) == 0);
 
-// Columns of a tile whose parts of w and grad_w take about `bytes`, but no more than D.
+constexpr int64_t kTileBytes = 20 * 1024;  // of w and grad_w in a tile: inside the L1 cache
+constexpr int64_t kTaskBytes =
+    160 * 1024;  // and in a task: inside what a thread has of the L2 cache
+
+// Columns whose parts of w and grad_w take about `bytes`: at least 64, and whole panels.
 template <class T>
-inline int64_t tile_columns(int64_t K, int64_t D, int64_t bytes) {
-  int64_t columns = bytes / (2 * K * static_cast<int64_t>(sizeof(T))) / 64 * 64;
-  if (columns > 512) columns = 512;
-  if (columns < 64) columns = 64;
-  return columns < D ? columns : D;
+inline int64_t columns_within(int64_t bytes, int64_t K) {
+  const int64_t columns = bytes / (2 * K * static_cast<int64_t>(sizeof(T))) / 64 * 64;
+  return columns < 64 ? 64 : columns;
 }
 
-// The tile of the backward: next to the L1 cache, and long enough for the processor to see the rows
-// of features coming.
+// What rows pull at a time.
 template <class T>
-inline int64_t backward_tile(const Problem& p) {
-  return tile_columns<T>(p.K(), p.D, 40960);
+inline int64_t tile_columns(const Problem& p) {
+  const int64_t columns = columns_within<T>(kTileBytes, p.K());
+  const int64_t most = columns < 512 ? columns : 512;
+  return most < p.D ? most : p.D;
 }
 
 // Whether a chunk can go through forward and backward block by block: prototypes, their gradient
@@ -68,15 +71,26 @@ class FewGradients {
         sums_(grad_prototypes ? chunks_ * chunk_sums_ : 0),
         slopes_(chunks_) {}
 
-  // A power of two of chunks, for any number of threads to share, of so many rows that reading
-  // their sums costs little beside reading the rows; fewer where tiles of columns are tasks enough.
+  // A power of two of chunks, of so many rows that reading their sums costs little beside reading
+  // the rows. In one pass they are all that threads share; else long rows are cut into tasks too.
   static int64_t chunks_of(const Problem& p) {
-    const int64_t least = 3 * p.K() > 32 ? 3 * p.K() : 32;
-    const int64_t tile = backward_tile<T>(p), tiles = (p.D + tile - 1) / tile;
-    const int64_t most = fits_one_pass<T>(p) ? kMostChunks : kMostChunks / tiles;
+    const bool one_pass = fits_one_pass<T>(p);
+    const int64_t rows = one_pass ? 32 : 128, least = 3 * p.K() > rows ? 3 * p.K() : rows;
+    const int64_t most = one_pass ? kMostChunks : kMostChunks / ((p.D + 511) / 512);
     int64_t chunks = 1;
     while (2 * chunks <= most && p.B / (2 * chunks) >= least) chunks *= 2;
     return chunks;
+  }
+
+  // Columns that a task of the backward takes of a chunk: as many as its share of the caches holds,
+  // for long runs of the features' rows, but no more than leave two tasks for every thread.
+  int64_t task_columns(int64_t threads) const {
+    const int64_t most = columns_within<T>(kTaskBytes, p_.K()), wanted = 2 * threads;
+    int64_t tasks = (p_.D + most - 1) / most;
+    if (tasks * chunks_ < wanted) tasks = (wanted + chunks_ - 1) / chunks_;
+    const int64_t columns = ((p_.D + tasks - 1) / tasks + 63) / 64 * 64;
+    const int64_t least = tile_columns<T>(p_);
+    return columns < least ? least : (columns < p_.D ? columns : p_.D);
   }
 
   int64_t chunks() const { return chunks_; }
@@ -85,21 +99,23 @@ class FewGradients {
     return chunk * chunk_rows_ < p_.B ? chunk * chunk_rows_ : p_.B;
   }
 
-  // What a thread needs for a tile of `columns` columns, or for all of them a tile at a time. The
-  // sums of a chunk are a thread's own until the chunk ends.
+  // What a thread needs for `columns` columns of a chunk. Its sums are the thread's own until the
+  // chunk ends.
   struct Worker {
-    Worker(const FewGradients& all, int64_t tile, int64_t columns)
-        : e(kBlockRows * all.p_.K()),
+    Worker(const FewGradients& all, int64_t columns)
+        : tile(tile_columns<T>(all.p_)),
+          e(kBlockRows * all.p_.K()),
           out(kPullRows * tile),
           finite(kPullRows * tile),
           sums(all.grad_prototypes_ ? all.p_.K() * padded(columns) : 0),
           wide(all.widens() ? all.p_.K() * padded(columns) : 0),
           columns(columns) {}
-    Scratch<T> e;            // [groups of kPullRows rows, K, kPullRows]
-    Scratch<T> out, finite;  // [kPullRows, tile]
-    Scratch<T> sums;         // [panels, K, kPanel]
-    Scratch<double> wide;    // [panels, K, kPanel]
-    const int64_t columns;
+    const int64_t tile;             // columns that rows pull at a time
+    Scratch<T> e;                   // [groups of kPullRows rows, K, kPullRows]
+    Scratch<T> out, finite;         // [kPullRows, tile]
+    Scratch<T> sums;                // [panels, K, kPanel]
+    Scratch<double> wide;           // [panels, K, kPanel]
+    const int64_t columns;          // of all tiles
     int64_t chunk = 0, column = 0;  // at hand, and the first column of it
     bool pulls[kBlockRows];
     int64_t pulling[kBlockRows / kPullRows];  // rows of a group that pull at all
@@ -140,17 +156,20 @@ class FewGradients {
     }
   }
 
-  // A tile of a block: f [rows, tile] at stride ldf, from `column` on. kFetches: f was not read
+  // Columns of a block: f [rows, columns] at stride ldf, from `column` on. kFetches: f was not read
   // just now.
   template <bool kFetches>
-  void pull_tile(int64_t first, int64_t rows, const T* f, int64_t ldf, int64_t column, int64_t tile,
-                 Worker& worker) {
-    for (int64_t r = 0; r < rows; r += kPullRows)
-      pull_group<kFetches>(first + r, rows - r < kPullRows ? rows - r : kPullRows, f + r * ldf, ldf,
-                           column, columns_from(column, tile), r, worker);
+  void pull_columns(int64_t first, int64_t rows, const T* f, int64_t ldf, int64_t column,
+                    int64_t columns, Worker& worker) {
+    for (int64_t c = 0; c < columns; c += worker.tile) {
+      const int64_t n = columns - c < worker.tile ? columns - c : worker.tile;
+      for (int64_t r = 0; r < rows; r += kPullRows)
+        pull_group<kFetches>(first + r, rows - r < kPullRows ? rows - r : kPullRows,
+                             f + r * ldf + c, ldf, column + c, n, r, worker);
+    }
   }
 
-  // After all tiles of a block.
+  // After all columns of a block.
   void end_block(int64_t first, int64_t rows, Worker& worker) {
     if (worker.column == 0)
       for (int64_t i = first; i < first + rows && p_.has_diversity(); ++i)

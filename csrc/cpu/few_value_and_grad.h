@@ -32,7 +32,6 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
   }
   FewRows<T> rows(p, counted_rows, prototypes, loss, saved);
   FewGradients<T> gradients(p, upstream, saved, prototypes, grad_features, grad_prototypes);
-  const int64_t tile = tile_columns<T>(p.K(), p.D, 20480);  // inside the L1 cache
   int64_t block = kBlockRows;
   while (block > 2 * kPullRows && block * p.D * static_cast<int64_t>(sizeof(T)) > kBlockBytes)
     block /= 2;
@@ -41,7 +40,7 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
            [&](int64_t begin, int64_t end) {
              FeatureRows<T> features(p, block, p.D);
              typename FewRows<T>::Worker row_worker(p);
-             typename FewGradients<T>::Worker worker(gradients, tile, p.D);
+             typename FewGradients<T>::Worker worker(gradients, p.D);
              for (int64_t chunk = begin; chunk < end; ++chunk) {
                const int64_t last = gradients.first_row(chunk + 1);
                gradients.begin_chunk(chunk, 0, worker);
@@ -50,9 +49,8 @@ void few_value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamVi
                  const T* const f = features.rows(first, count, 0, p.D);
                  rows.run(first, count, f, features.ld(), row_worker);
                  gradients.begin_block(first, count, worker);
-                 for (int64_t column = 0; column < p.D; column += tile)
-                   gradients.template pull_tile<false>(first, count, f + column, features.ld(),
-                                                       column, tile, worker);
+                 gradients.template pull_columns<false>(first, count, f, features.ld(), 0, p.D,
+                                                        worker);
                  gradients.end_block(first, count, worker);
                }
                gradients.end_chunk(worker);

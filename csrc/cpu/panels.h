@@ -52,13 +52,18 @@ class PrototypePanels {
  public:
   explicit PrototypePanels(const Problem& p)
       : K_(p.K()), copy_(panels_of<T>(p.D) * kPanel<T> * p.K()) {
-    Scratch<T> row(panels_of<T>(p.D) * kPanel<T>);
-    for (int64_t k = 0; k < K_; ++k) {
-      read_prototype(p, k, 0, p.D, row.get());
-      for (int64_t d = p.D; d < panels_of<T>(p.D) * kPanel<T>; ++d) row[d] = T{0};
-      for (int64_t n = 0; n < panels_of<T>(p.D); ++n)
-        __builtin_memcpy(copy_.get() + (n * K_ + k) * kPanel<T>, row.get() + n * kPanel<T>,
-                         kPanel<T> * sizeof(T));
+    const PrototypeRows<T> w(p);
+    for (int64_t column = 0; column < p.D; column += kPanel<T>) {
+      T* const panel = copy_.get() + column * K_;
+      const int64_t n = p.D - column < kPanel<T> ? p.D - column : kPanel<T>;
+      if (n == kPanel<T>) {  // of a size that the compiler knows
+        for (int64_t k = 0; k < K_; ++k)
+          __builtin_memcpy(panel + k * kPanel<T>, w.row(k) + column, kPanel<T> * sizeof(T));
+      } else {
+        for (int64_t k = 0; k < K_; ++k)
+          for (int64_t d = 0; d < kPanel<T>; ++d)
+            panel[k * kPanel<T> + d] = d < n ? w.row(k)[column + d] : T{0};
+      }
     }
   }
 
