@@ -45,6 +45,7 @@ CASES = {
     "few-mean": Case(FEW, Sample(150, 9, dim=300), F64, "mean"),
     "few-many-rows": Case(FEW, Sample(3000, 5, 3, dim=20)),
     "few-many-columns": Case(FEW, Sample(40, 9, dim=2100)),
+    "few-long-rows": Case(FEW, Sample(300, 9, dim=2100)),
     "few-half": Case(FEW, Sample(70, 9, dim=33), torch.bfloat16),
     "few-without-diversity": Case(FEW, Sample(70, 9, dim=33), diversity_weight=0.0),
     "few-two-classes": Case(FEW, Sample(70, 2, dim=33)),
