@@ -48,6 +48,7 @@ NO_TORCH = (
     "install --force-reinstall --no-deps (a tool that builds in an environment of its own, as uv "
     "and build do, needs --no-build-isolation, or CFAL_TORCH_DIR=<site-packages>/torch)"
 )
+NO_PYTHON_HEADERS = "no Python.h; install the headers of Python (python3-dev)"
 
 
 def build_mode() -> str:
@@ -259,12 +260,16 @@ class NativeBuild:
         if torch:
             self.record["torch_headers"] = note
             self.want(TORCH_CPU, f"-DCFAL_TORCH_DIR={torch}")
-            self.want(TORCH_AUTOGRAD)
             self.plan_cuda(torch)
         else:
             reasons.update(dict.fromkeys((TORCH_CPU, TORCH_AUTOGRAD, TORCH_CUDA), note))
-        if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
-            reasons[NUMPY_DOOR] = "no Python.h; install the headers of Python (python3-dev)"
+        has_python_headers = Path(sysconfig.get_paths()["include"], "Python.h").is_file()
+        if torch and has_python_headers:
+            self.want(TORCH_AUTOGRAD)
+        elif torch:
+            reasons[TORCH_AUTOGRAD] = NO_PYTHON_HEADERS
+        if not has_python_headers:
+            reasons[NUMPY_DOOR] = NO_PYTHON_HEADERS
         elif importlib.util.find_spec("pybind11") is None:
             reasons[NUMPY_DOOR] = "no pybind11; pip install pybind11"
         else:

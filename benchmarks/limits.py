@@ -104,8 +104,8 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def recorded_in_python(call: Callable[[], object]) -> Callable[[], object]:
-    """The call without the autograd function in C++."""
-    compiled, python = ops.compiled, ops.compiled._replace(loss=None)
+    """The call without the autograd function in C++ and its entry."""
+    compiled, python = ops.compiled, ops.compiled._replace(loss=None, entry=None)
 
     def both() -> None:
         ops.compiled = python

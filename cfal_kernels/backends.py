@@ -112,6 +112,43 @@ def choose(name: str, features: Tensor, prototypes: Tensor, regime: int) -> Back
     return BACKENDS[name]
 
 
+def loss(
+    name: Any,
+    features: Any,
+    prototypes: Any,
+    target: Any,
+    class_weights: Any,
+    sigma: Any,
+    margin: Any,
+    gamma: Any,
+    diversity_weight: Any,
+    detach_focal: Any,
+    reduction: Any,
+    ignore_index: Any,
+) -> Tensor:
+    """Checks a call and runs it: what `cfal_loss` and `CFALLoss` share."""
+    operators = ops.compiled
+    if (
+        not torch.compiler.is_compiling()
+        and operators is not None
+        and operators.entry is not None
+        and (name == "auto" or name == "cpu")
+        and not ops.unavailable
+    ):
+        # The checks below in C++, for calls with nothing to say about; None for every other.
+        value = operators.entry(
+            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
+            detach_focal, reduction, ignore_index, _regime.few_limit,
+        )  # fmt: skip
+        if value is not None:
+            return value
+    class_weights, parameters = _arguments.check(
+        features, prototypes, target, class_weights,
+        sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
+    )  # fmt: skip
+    return run(name, features, prototypes, target, class_weights, parameters)
+
+
 def run(
     name: str,
     features: Tensor,

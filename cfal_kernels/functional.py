@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _arguments, backends
+from . import backends
 
 
 def cfal_loss(
@@ -67,8 +67,7 @@ def cfal_loss(
         >>> loss = cfal_loss(features, prototypes, torch.randint(9, (32,)), sigma=256.0)
         >>> loss.backward()
     """
-    class_weights, parameters = _arguments.check(
-        features, prototypes, target, class_weights,
+    return backends.loss(
+        backend, features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
-    return backends.run(backend, features, prototypes, target, class_weights, parameters)

@@ -252,12 +252,11 @@ class CFALLoss(nn.Module):
             prototypes = self.prototypes
         head = self._head
         sigma = self._sigma if head is None else head[0].sigma
-        class_weights, parameters = _arguments.check(
-            features, prototypes, target, self._buffers["class_weights"],
+        loss = backends.loss(
+            self.backend, features, prototypes, target, self._buffers["class_weights"],
             sigma, self.margin, self.gamma, self.diversity_weight, self.detach_focal,
             self.reduction, self.ignore_index,
         )  # fmt: skip
-        loss = backends.run(self.backend, features, prototypes, target, class_weights, parameters)
         watch = self._watch
         if (
             watch is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +20,14 @@ from .distance import compute_dtype
 class Operators(NamedTuple):
     """Forward and backward of one backend, with the schemas of csrc/torch/schema.cpp.
 
-    `loss`, where it is there, is an autograd function in C++ in front of them.
+    `loss`, where it is there, is an autograd function in C++ in front of them, and `entry` a way to
+    it that checks ordinary arguments by itself and answers None to others (csrc/torch/entry.cpp).
     """
 
     forward: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor]]
     loss: Callable[..., Tensor] | None = None
+    entry: Callable[..., Tensor | None] | None = None
 
 
 #: Why the compiled CPU operators are absent, or "" when they are loaded.
@@ -34,7 +39,7 @@ autograd_unavailable: str = ""
 #: `torch.ops.cfal.forward.default` and `.backward.default`, or None when the library is absent.
 forward = None
 backward = None
-#: Both, and `torch.ops.cfal.loss.default` or None, as `autograd.apply` takes them.
+#: Both, `torch.ops.cfal.loss.default` and its entry or None, as `autograd.apply` takes them.
 compiled: Operators | None = None
 
 # Mirrors csrc/core/saved.h, in elements.
@@ -93,18 +98,32 @@ def _load_cuda() -> str:
     return _load_library(library)
 
 
-def _load_autograd() -> str:
-    """Loads the autograd function in C++ and returns why it could not, or "".
+def _load_autograd() -> str | Callable[..., Tensor | None]:
+    """Loads the autograd function in C++ and returns its entry, or the reason why it could not.
 
-    It is not on the stable ABI: under another torch than its own it could crash.
+    It is not on the stable ABI: under another torch or Python than its own it could crash.
     """
     library = _build.find(_build.TORCH_AUTOGRAD)
     if library is None:
         return _build.why_missing(_build.TORCH_AUTOGRAD)
-    built_for = _build.record().get("torch_headers")
-    if built_for != torch.__version__:
-        return f"{library.name} was built for torch {built_for}, this is torch {torch.__version__}"
-    return _load_library(library)
+    record = _build.record()
+    python = record.get("python", "").rpartition(" ")[2]
+    if record.get("torch_headers") != torch.__version__ or python.split(".")[:2] != [
+        str(number) for number in sys.version_info[:2]
+    ]:
+        return (
+            f"{library.name} was built for torch {record.get('torch_headers')} and Python "
+            f"{python}, this is torch {torch.__version__} and Python {platform.python_version()}"
+        )
+    if reason := _load_library(library):
+        return reason
+    spec = importlib.util.spec_from_file_location(_build.TORCH_AUTOGRAD, library)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        return f"{library.name} is no module of this Python: {error}"
+    return module.loss
 
 
 def _load() -> str:
@@ -117,9 +136,12 @@ def _load() -> str:
         return reason
     forward = torch.ops.cfal.forward.default
     backward = torch.ops.cfal.backward.default
-    autograd_unavailable = _load_autograd()
-    loss = None if autograd_unavailable else torch.ops.cfal.loss.default
-    compiled = Operators(forward, backward, loss)
+    entry = _load_autograd()
+    if isinstance(entry, str):
+        autograd_unavailable = entry
+        compiled = Operators(forward, backward)
+    else:
+        compiled = Operators(forward, backward, torch.ops.cfal.loss.default, entry)
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
     torch.library.register_fake("cfal::value_and_grad", _fake_value_and_grad)

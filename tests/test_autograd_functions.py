@@ -1,4 +1,4 @@
-"""The autograd function in Python and the one in C++ do the same.
+"""The autograd function in Python, the one in C++ and its entry do the same.
 
 The gates meet the one that serves: in C++ where it was built for the torch at hand.
 """
@@ -16,15 +16,16 @@ from support import forced_regime, problem
 from support_kernels import F32, needs_kernels
 
 pytestmark = needs_kernels
-FUNCTIONS = {"python": None, "c++": ops.compiled and ops.compiled.loss}
+# What each does without.
+FUNCTIONS = {"python": {"loss": None, "entry": None}, "c++": {"entry": None}, "entry": {}}
 
 
 @pytest.fixture(params=FUNCTIONS)
 def function(request, monkeypatch):
-    """Sends every call through one of the two; its name."""
-    if request.param == "c++" and ops.autograd_unavailable:
+    """Sends every call through one of them; its name."""
+    if request.param != "python" and ops.autograd_unavailable:
         pytest.skip(ops.autograd_unavailable)
-    chosen = ops.compiled._replace(loss=FUNCTIONS[request.param])
+    chosen = ops.compiled._replace(**FUNCTIONS[request.param])
     monkeypatch.setattr(ops, "compiled", chosen)
     return request.param
 
@@ -48,13 +49,19 @@ def test_the_build_here_has_it():
     assert name_of(loss_of(*problem())) == "c++"
 
 
-def test_another_torch_takes_the_one_in_python(monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("torch_headers", "2.10.0+other"), ("python", "linux-x86_64 3.9.1"), ("python", "")],
+)
+def test_another_torch_or_python_takes_the_one_in_python(key, value, monkeypatch):
     if _build.find(_build.TORCH_AUTOGRAD) is None:
         pytest.skip(_build.why_missing(_build.TORCH_AUTOGRAD))
-    monkeypatch.setattr(_build, "record", lambda: {"torch_headers": "2.10.0+other"})
+    record = {**_build.record(), key: value}
+    monkeypatch.setattr(_build, "record", lambda: record)
     monkeypatch.setattr(torch.ops, "load_library", lambda _: pytest.fail("it was loaded"))
     reason = ops._load_autograd()
-    assert "built for torch 2.10.0+other" in reason and torch.__version__ in reason
+    assert f"built for torch {record['torch_headers']}" in reason
+    assert value.split(" ")[-1] in reason and torch.__version__ in reason
 
 
 @pytest.mark.parametrize("regime", [0, 1], ids=["few", "many"])
@@ -70,8 +77,9 @@ def test_same_bits(regime, reduction, centres, monkeypatch):
     keywords = {"reduction": reduction, "class_weights": torch.linspace(0.5, 1.5, 5)}
     upstream = torch.linspace(-1.0, 2.0, 9) if reduction == "none" else torch.tensor(0.7)
     results = []
-    for loss in FUNCTIONS.values():
-        monkeypatch.setattr(ops, "compiled", ops.compiled._replace(loss=loss))
+    compiled = ops.compiled
+    for without in FUNCTIONS.values():
+        monkeypatch.setattr(ops, "compiled", compiled._replace(**without))
         with forced_regime(regime):
             value = loss_of(f, w, y, detach_focal=centres == 1, gamma=1.5, **keywords)
         results.append((value.detach(), *torch.autograd.grad(value, (f, w), upstream)))
@@ -79,14 +87,15 @@ def test_same_bits(regime, reduction, centres, monkeypatch):
             with forced_regime(regime):
                 value = loss_of(*others, y, gamma=1.5, **keywords)
             results[-1] += torch.autograd.grad(value, needed, upstream)
-    for python, cpp in zip(*results, strict=True):
-        assert python.shape == cpp.shape and torch.equal(python, cpp)
+    for python, *others in zip(*results, strict=True):
+        for cpp in others:
+            assert python.shape == cpp.shape and torch.equal(python, cpp)
 
 
 def test_each_function_serves_when_chosen(function):
     f, w, y = problem()
     loss = loss_of(f, w, y)
-    assert name_of(loss) == function
+    assert name_of(loss) == ("python" if function == "python" else "c++")
     assert gradcheck(lambda f, w: loss_of(f, w, y), (f, w))
 
 

@@ -6,7 +6,6 @@
 // headers it was compiled with, and the Python function serves every other.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
@@ -17,6 +16,7 @@
 
 #include "../core/problem.h"
 #include "guess.h"
+#include "handle.h"
 
 namespace cfal::torch_door {
 namespace {
@@ -35,11 +35,6 @@ using Backward = Pair(const Tensor&, const Tensor&, const Tensor&, const Tensor&
 using ValueAndGrad = std::tuple<Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, double,
     double, double, double, bool, int64_t, int64_t, int64_t, bool, bool);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Passes a gradient through and refuses to be differentiated. `sources` are what a second
 // derivative would be taken of.
