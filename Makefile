@@ -5,6 +5,8 @@ DATA ?=
 BENCH_ARGS ?=
 GPU_ARGS ?=
 PYTEST_ARGS ?=
+# Test processes: one for each core, but no more than the machine's memory is sure to bear.
+PYTEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadgroup
 # A build that cannot compile stops here, where `pip install .` would go on without the objects.
 CFAL_BUILD ?= cpu
 export CFAL_BUILD
@@ -46,7 +48,7 @@ demo: install
 	$(BIN)/python -m cfal_experiments.demo $(if $(DATA),--data '$(DATA)')
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 wheel: $(VENV)/.tools
 	rm -rf dist
@@ -63,7 +65,7 @@ wheel-test: wheel
 	mkdir -p $(WHEEL_RUN)
 	cp -r tests pyproject.toml $(WHEEL_RUN)
 	cd $(WHEEL_RUN) && CFAL_SHARED="$${CFAL_SHARED:-$(abspath ../shared)}" \
-	  $(abspath $(WHEEL_VENV))/bin/python -m pytest $(PYTEST_ARGS)
+	  $(abspath $(WHEEL_VENV))/bin/python -m pytest $(PYTEST_PROCESSES) $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,6 +17,11 @@ from support import BACKENDS  # noqa: E402
 from support_kernels import KERNELS  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """The slow ones first: no process of several has one left when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     """Each backend that runs here in turn."""

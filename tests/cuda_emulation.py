@@ -34,7 +34,7 @@ def program(name: str) -> str | None:
 def why_not() -> str:
     """Why the emulation cannot be built here, or ""."""
     if sys.platform != "linux":
-        return "the emulation needs ucontext.h"
+        return "the emulation needs ucontext.h and fcntl"
     if not (ROOT / "csrc" / "cuda" / "cfal.cu").is_file():
         return "needs the source checkout"
     missing = [name for name in ("cmake", "ninja", "c++") if program(name) is None]
@@ -47,15 +47,21 @@ needs_emulation = pytest.mark.skipif(bool(why_not()), reason=why_not())
 @cache
 def operators() -> ops.Operators:
     """Builds the emulation, as far as it is not built, and loads it."""
+    import fcntl  # not everywhere; why_not comes first
+
     cmake, ninja = program("cmake"), program("ninja")
     torch_dir = Path(torch.__file__).parent
-    for command in (
+    commands = (
         [cmake, "-S", ROOT, "-B", BUILD, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
          "-DCFAL_EMULATION=ON", f"-DCFAL_TORCH_DIR={torch_dir}"],
         [cmake, "--build", BUILD, "--target", "cfal_emulated", "--parallel", "2"],
-    ):  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    )  # fmt: skip
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes may come at the same time
+        for command in commands:
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     torch.ops.load_library(BUILD / "cfal_emulated.so")
     namespace = torch.ops.cfal_emulated
     return ops.Operators(namespace.forward.default, namespace.backward.default)

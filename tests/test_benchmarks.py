@@ -15,9 +15,12 @@ from cfal_kernels import ops
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 
-pytestmark = pytest.mark.skipif(
-    not BENCHMARKS.is_dir(), reason="runs in the source checkout, which holds benchmarks/"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not BENCHMARKS.is_dir(), reason="runs in the source checkout, which holds benchmarks/"
+    ),
+    pytest.mark.xdist_group("benchmarks"),
+]
 needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
 
 MODES = ("forward", "backward", "both")

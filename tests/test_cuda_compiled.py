@@ -15,6 +15,7 @@ needs_nvcc = pytest.mark.skipif(
     nvcc() is None or not cuda_resources.SOURCE.is_file(),
     reason="needs the source checkout and nvcc of CUDA 12.8 or newer",
 )
+pytestmark = pytest.mark.xdist_group("cuda_compiled")
 KERNELS = {
     f"few_{way}<{loader}>"
     for way in ("forward", "backward")
@@ -45,6 +46,7 @@ def test_the_committed_report():
     check(read())
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_resources(compiled):
     rows, _ = compiled
@@ -55,6 +57,7 @@ def test_resources(compiled):
     assert rows == report, "python tests/cuda_resources.py writes the report"
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_instructions(compiled, architecture):

@@ -22,6 +22,8 @@ from support_kernels import same_package
 
 needs = [name for name in ("cmake", "ninja", "c++") if program(name) is None]
 pytestmark = [
+    pytest.mark.xdist_group("cuda_linked"),
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="reads ELF files"),
     pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source checkout"),
     pytest.mark.skipif(nvcc() is None, reason="needs nvcc of CUDA 12.8 or newer"),

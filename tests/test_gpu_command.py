@@ -24,7 +24,9 @@ needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable
 
 
 def start(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("GPU_")}
+    # A worker of pytest-xdist tells whatever it starts that it is one.
+    ours = ("GPU_", "PYTEST_XDIST_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=240,
         env={**inherited, "GPU_OUT": str(out), **environment},
@@ -99,6 +101,7 @@ class TestParts:
         assert (part["status"], part["note"]) == (word, "why")
 
 
+@pytest.mark.slow
 @needs_kernels
 class TestDryRun:
     def test_gates_are_kept_and_not_repeated(self, tmp_path):

@@ -18,7 +18,7 @@ from kernel_cases import CASES
 from support import relative_error
 from support_kernels import F32, F64, FEW, needs_kernels, same_package, value_and_grads
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.xdist_group("determinism")]
 
 ISAS = {"baseline": "", "avx2": "avx2", "avx512": "avx512vl"}  # and the processor flag each needs
 

@@ -59,6 +59,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
         assert all(torch.equal(weights[key], others[key]) for key in weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"sigma": "auto", "init": "class-means"}, {"loss": "cross-entropy"}]
 )

@@ -50,12 +50,14 @@ def interpreted(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("file", ["triton_interpreted.py", "triton_many_interpreted.py"])
 def test_kernels_interpreted(file):
     assert " passed" in interpreted(str(HERE / file))
 
 
+@pytest.mark.slow
 @needs_triton
 def test_oracle_vectors_interpreted():
     few = "triton-few and (test_mean or test_rows or test_diversity)"

@@ -43,6 +43,7 @@ def test_the_committed_report():
     assert all(row.local == 0 for row in rows)
 
 
+@pytest.mark.slow
 @needs_cuobjdump
 @every_architecture
 def test_resources(architecture):
@@ -57,6 +58,7 @@ def test_resources(architecture):
     assert rows == report, "python tests/triton_resources.py writes the report"
 
 
+@pytest.mark.slow
 @needs_cuobjdump
 @every_architecture
 def test_instructions(architecture):

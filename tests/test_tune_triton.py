@@ -36,6 +36,7 @@ def program(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_a_dry_run(tmp_path):
     done = start("--dry", "--regime", "few", "--out", str(tmp_path / "t.csv"))
     assert done.returncode == 0, done.stdout + done.stderr
