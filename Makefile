@@ -5,8 +5,10 @@ DATA ?=
 BENCH_ARGS ?=
 GPU_ARGS ?=
 PYTEST_ARGS ?=
-# Test processes: one for each core, but no more than the machine's memory is sure to bear.
+# Test processes: one for each core, but no more than the machine's memory is sure to bear. Their
+# idle threads sleep: spinning, they would hold the cores that the other processes need.
 PYTEST_PROCESSES ?= -n auto --maxprocesses 4 --dist loadgroup
+test wheel-test: export OMP_WAIT_POLICY = passive
 # A build that cannot compile stops here, where `pip install .` would go on without the objects.
 CFAL_BUILD ?= cpu
 export CFAL_BUILD
