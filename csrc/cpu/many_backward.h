@@ -105,7 +105,8 @@ class ManyBackward {
     });
   }
 
-  // fill_ [row blocks, tiles]: entries that are not 0 (a NaN is one).
+  // fill_ [row blocks, tiles]: entries that are not 0 (a NaN is one), counted until they are enough
+  // for a dense tile.
   void count_entries(const Runtime& runtime, const Chunk& chunk) {
     const int64_t K = p_.K(), blocks = (chunk.rows + block_ - 1) / block_;
     parallel(runtime, blocks, block_ * K / 8, [&](int64_t begin, int64_t end) {
@@ -113,7 +114,7 @@ class ManyBackward {
         for (int64_t tile = 0; tile < tiles_; ++tile) {
           const int64_t last = row_end(chunk, block), n = tile_width(tile);
           int64_t count = 0;
-          for (int64_t r = block * block_; r < last; ++r) {
+          for (int64_t r = block * block_; r < last && !makes_dense(count); ++r) {
             // The sum of a row's entries, none of them negative: it is 0 where all are.
             if (chunk.state[r * ManyLayout::kRowState + kActiveSum] == T{0}) continue;
             const T* a = chunk.active + r * K + tile * kTile;
@@ -132,8 +133,9 @@ class ManyBackward {
   int64_t tile_width(int64_t tile) const {
     return p_.K() - tile * kTile < kTile ? p_.K() - tile * kTile : kTile;
   }
+  bool makes_dense(int64_t entries) const { return entries * kSparseShare >= block_ * kTile; }
   bool is_dense(int64_t block, int64_t tile) const {
-    return fill_[block * tiles_ + tile] * kSparseShare >= block_ * kTile;
+    return makes_dense(fill_[block * tiles_ + tile]);
   }
 
   // Whether no row of the block has an entry at all.
@@ -267,6 +269,7 @@ class ManyBackward {
           block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad, written);
         if (!written) clear(grad, tile_width(tile) * D);
         for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
+        if (chunk.first + chunk.rows == p_.B) subtract_column_sums(tile, grad);
       }
     });
   }
@@ -311,6 +314,17 @@ class ManyBackward {
     for (int64_t k = 0; k < width; ++k) column_sum_[tile * kTile + k] += sum[k];
   }
 
+  // After the last row: grad_w_j -= (sum_i v_i A_ij) w_j.
+  void subtract_column_sums(int64_t tile, T* grad) const {
+    const int64_t D = p_.D;
+    for (int64_t k = 0; k < tile_width(tile); ++k) {
+      const int64_t j = tile * kTile + k;
+      if (column_sum_[j] == 0.0) continue;
+      const T sum = static_cast<T>(column_sum_[j]);
+      for (int64_t d = 0; d < D; ++d) grad[k * D + d] -= sum * prototype_at(j, d);
+    }
+  }
+
   // The row's own prototype, if it lies in the tile: grad_w_y += o_i (f_i - w_y).
   void push_own(const Chunk& chunk, int64_t r, int64_t tile, FeatureRows<T>& features, T* grad) {
     const int64_t D = p_.D, i = chunk.first + r, y = p_.target_at(i);
@@ -326,12 +340,6 @@ class ManyBackward {
 
   void finish_prototypes(const Runtime& runtime, double diversity_slope) {
     const int64_t K = p_.K(), D = p_.D;
-    parallel(runtime, K, D, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k)
-        if (column_sum_[k] != 0.0)
-          for (int64_t d = 0; d < D; ++d)
-            grad_[k * D + d] -= static_cast<T>(column_sum_[k]) * prototype_at(k, d);
-    });
     if (p_.has_diversity() && diversity_slope != 0.0) {
       const T* const matrix = layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr;
       ManyDiversity<T>(p_, runtime, *geometry_)
