@@ -10,6 +10,7 @@ CFAL_CMAKE_ARGS (added to CMake's command).
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -234,6 +235,8 @@ class NativeBuild:
             "flags": None,
             "isa": [],
             "torch_headers": None,
+            # What distinguishes a Python's extensions: version, threading, platform.
+            "extension_suffix": importlib.machinery.EXTENSION_SUFFIXES[0],
             "python": sysconfig.get_platform() + " " + sys.version.split()[0],
         }
         self.arguments = ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]

@@ -7,13 +7,15 @@ Of every shape, in interleaved rounds in one process:
 - record: recording one multiplication of a scalar and its backward(), the least that autograd costs
 - bytes: reading the features once and writing their gradient once, as a copy of torch
 - products: the three matrix products of a step (f w^T, e w, e^T f) by torch's BLAS, whole
+- multiply-adds: as many as these products have, at the rate of torch's BLAS on square matrices
 
 and whole steps: the opponents, the fused one, and, as "fused-python-autograd", the fused one
 recorded by the autograd function in Python, which serves where the one in C++ was not built.
 
 A goal of "n times faster than p" leaves p / n; it is out of reach where record and the larger of
-bytes and products already take longer. Few prototypes take no matrix products, but as many
-multiply-adds, so for them products is no bound, only a scale.
+bytes and products already take longer. Few prototypes take no matrix products (BLAS is slow at
+theirs), but as many multiply-adds: for them record and the larger of bytes and multiply-adds is
+what an implementation would take that does nothing else and wastes no cycle.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ OUT = Path(__file__).resolve().parent / "results" / "limits.csv"
 OPPONENTS = ("broadcast", "gemm", "gemm-compile", "broadcast-compile", "fused")
 LARGEST = 2e9  # multiply-adds of a product; beyond it one round takes seconds
 LARGEST_BROADCAST = 1e8  # elements of [B, C, D], likewise
+SIDE, SQUARE = 1024, "multiply-adds"
 SECONDS, MOST_ROUNDS = 8.0, 100
 COLUMNS = ("B", "C", "M", "D", "dtype", "features", "kernel", "part", "p50_us", "device", "threads",
            "torch", "isa", "version", "commit", "date")  # fmt: skip
@@ -71,12 +74,17 @@ def parts(inputs: Inputs) -> dict[str, Callable[[], object]]:
     def bytes_() -> None:
         grad.copy_(features)
 
+    square = torch.randn(SIDE, SIDE)
+
+    def square_product() -> None:
+        torch.mm(square, square)
+
     def products() -> None:
         torch.mm(features, prototypes.t())
         torch.mm(coefficients, prototypes)
         torch.mm(coefficients.t(), features)
 
-    return {"record": record, "bytes": bytes_, "products": products}
+    return {"record": record, "bytes": bytes_, "products": products, SQUARE: square_product}
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -102,7 +110,9 @@ def measure(case: Case) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - start)
         if time.perf_counter() - begin > SECONDS:
             break
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians[SQUARE] *= 3 * case.B * case.C * case.D / SIDE**3
+    return medians
 
 
 def recorded_in_python(call: Callable[[], object]) -> Callable[[], object]:

@@ -1,8 +1,9 @@
 """The one autograd function in front of every pair of fused operators.
 
 It stands here in Python, for every torch and for tracing, and in csrc/torch/autograd.cpp, which
-serves ordinary calls where it was built for the torch at hand. The two give the same bits; the one
-in C++ may make gradients earlier (docs/architecture.md, "One pass over the features").
+serves ordinary calls where it was built for the torch and the Python at hand. The two give the
+same bits; the one in C++ may make gradients earlier (docs/architecture.md, "One pass over the
+features").
 """
 
 from __future__ import annotations

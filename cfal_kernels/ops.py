@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,13 +106,12 @@ def _load_autograd() -> str | Callable[..., Tensor | None]:
     if library is None:
         return _build.why_missing(_build.TORCH_AUTOGRAD)
     record = _build.record()
-    python = record.get("python", "").rpartition(" ")[2]
-    if record.get("torch_headers") != torch.__version__ or python.split(".")[:2] != [
-        str(number) for number in sys.version_info[:2]
-    ]:
+    built = (record.get("torch_headers"), record.get("extension_suffix"))
+    here = (torch.__version__, importlib.machinery.EXTENSION_SUFFIXES[0])
+    if built != here:
         return (
-            f"{library.name} was built for torch {record.get('torch_headers')} and Python "
-            f"{python}, this is torch {torch.__version__} and Python {platform.python_version()}"
+            f"{library.name} was built for torch {built[0]} and Python's {built[1]}, this is torch "
+            f"{here[0]} and {here[1]}"
         )
     if reason := _load_library(library):
         return reason

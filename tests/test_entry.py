@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.autograd import forward_ad
 import cfal_kernels as cfal
 from cfal_kernels import ops
 from support import problem
-from support_kernels import F32, needs_kernels
+from support_kernels import F32, needs_kernels, same_package
 
 pytestmark = [
     needs_kernels,
@@ -147,6 +149,45 @@ def test_moments_that_belong_to_others():
     seen = []
     torch.func.vmap(lambda _: seen.append(entry(call)) or torch.zeros(()))(torch.zeros(2))
     assert seen == [None]
+
+
+def test_a_call_that_fails_costs_no_guess():
+    """The step after it makes loss and gradients in one pass again."""
+    call = arguments()
+    public(call).backward()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="target holds 9"):
+            public({**call, "target": torch.full((7,), 9)})
+    with torch.profiler.profile() as profile:
+        public(call).backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "cfal::value_and_grad" in names and "cfal::backward" not in names
+
+
+def test_an_interrupt_is_not_swallowed():
+    """Raised by code in Python that the dispatcher calls, here for autocast."""
+    code = """
+import torch
+import cfal_kernels as cfal
+from cfal_kernels import ops
+calls = []
+def interrupted(*arguments):
+    calls.append(1)
+    raise KeyboardInterrupt
+library = torch.library.Library("cfal", "IMPL")
+library.impl("loss", interrupted, "AutocastCPU")
+assert ops.compiled.entry is not None
+f, w = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3)
+try:
+    with torch.autocast("cpu"):
+        cfal.cfal_loss(f, w, torch.zeros(5, dtype=torch.int64), sigma=1.0)
+except KeyboardInterrupt:
+    print("interrupted", len(calls))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=same_package()
+    )
+    assert done.stdout == "interrupted 1\n", done.stderr
 
 
 def test_it_serves_functional_and_module(monkeypatch):

@@ -23,9 +23,9 @@ constexpr int64_t kBlockRows = (kPullRows == 8 ? 4 : 8) * kPullRows;  // that a 
 constexpr int64_t kFlushRows = kPullRows == 8 ? 128 : 144;
 static_assert(kFlushRows % kBlockRows == 0 && kBlockRows % (2 * kPullRows) == 0);
 
-constexpr int64_t kTileBytes = 20 * 1024;  // of w and grad_w in a tile: inside the L1 cache
-constexpr int64_t kTaskBytes =
-    160 * 1024;  // and in a task: inside what a thread has of the L2 cache
+// Of w and grad_w, in a tile: inside the L1 cache; in a task: inside a thread's part of the L2
+// cache.
+constexpr int64_t kTileBytes = 20 * 1024, kTaskBytes = 160 * 1024;
 
 // Columns whose parts of w and grad_w take about `bytes`: at least 64, and whole panels.
 template <class T>
@@ -115,7 +115,7 @@ class FewGradients {
     Scratch<T> out, finite;         // [kPullRows, tile]
     Scratch<T> sums;                // [panels, K, kPanel]
     Scratch<double> wide;           // [panels, K, kPanel]
-    const int64_t columns;          // of all tiles
+    const int64_t columns;          // of all its tiles
     int64_t chunk = 0, column = 0;  // at hand, and the first column of it
     bool pulls[kBlockRows];
     int64_t pulling[kBlockRows / kPullRows];  // rows of a group that pull at all

@@ -75,10 +75,16 @@ struct FusedLoss : torch::autograd::Function<FusedLoss> {
         std::vector<int64_t>{detach_focal ? 1 : 0, reduction, ignore_index, regime};
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     if (upstream) {
-      auto [loss, saved, grad_features, grad_prototypes] =
-          at_once.call(features, prototypes, target, class_weights, *upstream, sigma, margin, gamma,
-                       diversity_weight, detach_focal, reduction, ignore_index, regime,
-                       features.requires_grad(), prototypes.requires_grad());
+      std::tuple<Tensor, Tensor, Tensor, Tensor> all;
+      try {
+        all = at_once.call(features, prototypes, target, class_weights, *upstream, sigma, margin,
+                           gamma, diversity_weight, detach_focal, reduction, ignore_index, regime,
+                           features.requires_grad(), prototypes.requires_grad());
+      } catch (...) {
+        UpstreamGuess::of(prototypes).untake();
+        throw;
+      }
+      auto& [loss, saved, grad_features, grad_prototypes] = all;
       ctx->save_for_backward({features, prototypes, target, weights, std::move(saved),
                               std::move(grad_features), std::move(grad_prototypes)});
       return loss;

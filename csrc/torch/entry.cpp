@@ -1,7 +1,8 @@
 // The entry to torch.ops.cfal.loss from Python for an ordinary step: plain dense CPU tensors, a
-// gradient wanted, arguments in the types that need no conversion. It looks at metadata alone and
-// answers None to every other call, whatever is unusual or wrong about it: the checks in Python
-// (cfal_kernels/_arguments.py) then serve it or say what is wrong. So no rule stands here alone.
+// gradient wanted, arguments in the types that need no conversion. It answers None to every other
+// call from metadata alone, whatever is unusual or wrong about it, and to one in which the operator
+// finds an error: the checks in Python (cfal_kernels/_arguments.py) then serve it or say what is
+// wrong. A rule that is made stricter there has to be made so here; tests/test_entry.py holds both.
 //
 // Compiled against torch's Python bindings, it serves that torch and that Python alone.
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -48,11 +49,12 @@ class WithoutInterpreterLock {
   PyThreadState* state_;
 };
 
-// A tensor that no subclass, mode or transform wants to see; null for anything else.
-const at::Tensor* plain(PyObject* object) {
-  if (!THPVariable_CheckExact(object)) return nullptr;
+// A tensor that no subclass, mode or transform wants to see; undefined for anything else. A
+// reference of our own: while the interpreter runs on, the object may be given another tensor.
+at::Tensor plain(PyObject* object) {
+  if (!THPVariable_CheckExact(object)) return {};
   const at::Tensor& tensor = THPVariable_Unpack(object);
-  return is_plain_cpu(tensor) && tensor.layout() == at::kStrided ? &tensor : nullptr;
+  return is_plain_cpu(tensor) && tensor.layout() == at::kStrided ? tensor : at::Tensor();
 }
 
 bool is_float(const at::Tensor& tensor) {
@@ -96,29 +98,27 @@ bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0)
 
 // The loss, or nullopt where the call is not one for this entry.
 std::optional<at::Tensor> serve(PyObject* const* arguments) {
-  const at::Tensor* const f = plain(arguments[kFeatures]);
-  const at::Tensor* const w = plain(arguments[kPrototypes]);
-  const at::Tensor* const y = plain(arguments[kTarget]);
-  if (f == nullptr || w == nullptr || y == nullptr || !is_ordinary_moment()) return std::nullopt;
-  if (!(f->requires_grad() || w->requires_grad()) || has_tangent(*f) || has_tangent(*w))
+  const at::Tensor f = plain(arguments[kFeatures]), w = plain(arguments[kPrototypes]),
+                   y = plain(arguments[kTarget]);
+  if (!f.defined() || !w.defined() || !y.defined() || !is_ordinary_moment()) return std::nullopt;
+  if (!(f.requires_grad() || w.requires_grad()) || has_tangent(f) || has_tangent(w))
     return std::nullopt;
-  if (!is_float(*f) || !is_float(*w) ||
-      (y->scalar_type() != at::kLong && y->scalar_type() != at::kInt))
+  if (!is_float(f) || !is_float(w) || (y.scalar_type() != at::kLong && y.scalar_type() != at::kInt))
     return std::nullopt;
-  if (f->dim() != 2 || y->dim() != 1 || (w->dim() != 2 && w->dim() != 3)) return std::nullopt;
-  const int64_t classes = w->size(0), centres = w->dim() == 3 ? w->size(1) : 1;
-  if (f->size(0) != y->size(0) || f->size(1) != w->size(-1) || f->size(1) == 0 || classes == 0 ||
+  if (f.dim() != 2 || y.dim() != 1 || (w.dim() != 2 && w.dim() != 3)) return std::nullopt;
+  const int64_t classes = w.size(0), centres = w.dim() == 3 ? w.size(1) : 1;
+  if (f.size(0) != y.size(0) || f.size(1) != w.size(-1) || f.size(1) == 0 || classes == 0 ||
       centres == 0)
     return std::nullopt;
 
   std::optional<at::Tensor> class_weights;
   if (arguments[kClassWeights] != Py_None) {
-    const at::Tensor* const weights = plain(arguments[kClassWeights]);
-    if (weights == nullptr || weights->dim() != 1 || weights->size(0) != classes ||
-        weights->requires_grad() ||
-        (weights->scalar_type() != at::kFloat && weights->scalar_type() != at::kDouble))
+    class_weights = plain(arguments[kClassWeights]);
+    const at::Tensor& weights = *class_weights;
+    if (!weights.defined() || weights.dim() != 1 || weights.size(0) != classes ||
+        weights.requires_grad() ||
+        (weights.scalar_type() != at::kFloat && weights.scalar_type() != at::kDouble))
       return std::nullopt;
-    class_weights = *weights;
   }
 
   const double sigma = real(arguments[kSigma]), margin = real(arguments[kMargin]),
@@ -135,7 +135,7 @@ std::optional<at::Tensor> serve(PyObject* const* arguments) {
 
   static const auto op = find<Loss>("cfal::loss");
   const WithoutInterpreterLock unlocked;
-  return op.call(*f, *w, *y, class_weights, sigma, margin, gamma, diversity_weight,
+  return op.call(f, w, y, class_weights, sigma, margin, gamma, diversity_weight,
                  arguments[kDetachFocal] == Py_True, static_cast<int64_t>(*reduction),
                  *ignore_index, static_cast<int64_t>(regime));
 }
@@ -147,6 +147,12 @@ PyObject* loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   try {
     if (std::optional<at::Tensor> result = serve(arguments))
       return THPVariable_Wrap(std::move(*result));
+  } catch (python_error& error) {  // raised by a kernel in Python: an interrupt, say
+    error.restore();
+    return nullptr;
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    return nullptr;
   } catch (const std::exception&) {
     // The call fails again where its message is made for users.
   }

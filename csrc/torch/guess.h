@@ -46,6 +46,9 @@ class UpstreamGuess {
     return value_.load(std::memory_order_relaxed);
   }
 
+  // After a forward that failed: nothing was prepared.
+  void untake() { unused_.fetch_sub(1, std::memory_order_relaxed); }
+
   // In the backward: what came, and whether prepared gradients of it could be handed out. A value
   // is guessed after it came twice in a row.
   void saw(double upstream, bool usable) {
