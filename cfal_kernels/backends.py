@@ -112,21 +112,11 @@ def choose(name: str, features: Tensor, prototypes: Tensor, regime: int) -> Back
     return BACKENDS[name]
 
 
-def loss(
-    name: Any,
-    features: Any,
-    prototypes: Any,
-    target: Any,
-    class_weights: Any,
-    sigma: Any,
-    margin: Any,
-    gamma: Any,
-    diversity_weight: Any,
-    detach_focal: Any,
-    reduction: Any,
-    ignore_index: Any,
-) -> Tensor:
-    """Checks a call and runs it: what `cfal_loss` and `CFALLoss` share."""
+def loss(name: Any, *arguments: Any) -> Tensor:
+    """Checks a call and runs it: what `cfal_loss` and `CFALLoss` share.
+
+    `arguments` are those of `_arguments.check`.
+    """
     operators = ops.compiled
     if (
         not torch.compiler.is_compiling()
@@ -136,17 +126,11 @@ def loss(
         and not ops.unavailable
     ):
         # The checks below in C++, for calls with nothing to say about; None for every other.
-        value = operators.entry(
-            features, prototypes, target, class_weights, sigma, margin, gamma, diversity_weight,
-            detach_focal, reduction, ignore_index, _regime.few_limit,
-        )  # fmt: skip
+        value = operators.entry(*arguments, _regime.few_limit)
         if value is not None:
             return value
-    class_weights, parameters = _arguments.check(
-        features, prototypes, target, class_weights,
-        sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
-    )  # fmt: skip
-    return run(name, features, prototypes, target, class_weights, parameters)
+    class_weights, parameters = _arguments.check(*arguments)
+    return run(name, *arguments[:3], class_weights, parameters)
 
 
 def run(

@@ -12,6 +12,8 @@ from cfal_kernels import _regime, ops
 
 #: Marks a test of the compiled operators; the reason says why they are absent, with the remedy.
 needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable)
+#: The same of the autograd function in C++ and its entry.
+needs_autograd = pytest.mark.skipif(bool(ops.autograd_unavailable), reason=ops.autograd_unavailable)
 
 #: Every backend of this version that can run on the CPU, as parameters; an absent one is skipped.
 BACKENDS = [

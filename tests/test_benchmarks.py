@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cfal_kernels import ops
+from support import needs_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -21,7 +21,6 @@ pytestmark = [
     ),
     pytest.mark.xdist_group("benchmarks"),
 ]
-needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
 
 MODES = ("forward", "backward", "both")
 PROVIDERS = ("broadcast", "gemm", "fused", "softmax")

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfal_kernels import ops
 from cuda_emulation import ROOT, program
 from cuda_resources import nvcc
-from support_kernels import same_package
+from support_kernels import needs_kernels, same_package
 
 needs = [name for name in ("cmake", "ninja", "c++") if program(name) is None]
 pytestmark = [
@@ -85,7 +84,7 @@ print([has(name, "CUDA") for name in names])
 """
 
 
-@pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
+@needs_kernels
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch brings the real library")
 def test_loads_beside_a_stand_in(built):
     done = subprocess.run(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cfal_kernels import hardware, ops
+from cfal_kernels import hardware
+from support import needs_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ROOT / "gpu"
@@ -20,7 +21,6 @@ COMMAND = ROOT / "gpu"
 pytestmark = pytest.mark.skipif(
     not COMMAND.is_dir(), reason="runs in the source checkout, which holds gpu/"
 )
-needs_kernels = pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
 
 
 def start(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:

@@ -10,14 +10,11 @@ import torch
 
 import cfal_kernels as cfal
 from cfal_kernels import ops
-from support import forced_regime, problem
+from support import forced_regime, needs_autograd, problem
 from support_kernels import F32, F64, needs_kernels
 from test_kernels_determinism import same_bits
 
 pytestmark = needs_kernels
-in_cpp = pytest.mark.skipif(
-    bool(ops.autograd_unavailable), reason=ops.autograd_unavailable or "built"
-)
 
 # (rows, classes, centres, dim): one chunk; several, with a rest; rows summed in double in between;
 # several tiles of columns; rows or prototypes too long for one pass; no rows.
@@ -165,7 +162,7 @@ def assert_gradients(got, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-@in_cpp
+@needs_autograd
 class TestWhenItIsTaken:
     def test_in_the_steps_of_a_training(self):
         step = Step()

@@ -11,7 +11,7 @@ import torch
 import cfal_kernels as cfal
 from cfal_kernels import ops
 from cfal_kernels.initialization import authors_
-from support import problem
+from support import needs_kernels, problem
 
 F, W, Y = (7, 5), (4, 2, 5), (7,)
 
@@ -326,7 +326,7 @@ class TestInitialization:
         assert w.std().item() == pytest.approx(0.5, rel=0.02)  # sqrt(2 / 8)
 
 
-@pytest.mark.skipif(bool(ops.unavailable), reason=ops.unavailable or "built")
+@needs_kernels
 def test_operator_refuses_a_bad_target_itself():
     f, w, y = (x.detach() for x in problem())
     y[2] = 9
