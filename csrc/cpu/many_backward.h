@@ -8,6 +8,8 @@
 // products.
 #pragma once
 
+#include <optional>
+
 #include "many_forward.h"
 
 namespace cfal {
@@ -60,11 +62,10 @@ class ManyBackward {
           diversity_slope +=
               upstream_.at(first + r) * chunk.state[r * ManyLayout::kRowState + kDiversity];
       count_entries(runtime, chunk);
-      if (grad_features_ != nullptr) add_features(runtime, chunk);
-      if (grad_prototypes_ != nullptr) add_prototypes(runtime, chunk);
       first += rows;
+      add_gradients(runtime, chunk, diversity_slope);
     }
-    if (grad_prototypes_ != nullptr) finish_prototypes(runtime, diversity_slope);
+    if (!in_place_) write_row(grad_prototypes_, p_.prototypes_dtype, 0, K * D, grad_);
   }
 
  private:
@@ -159,26 +160,56 @@ class ManyBackward {
     return p_.target_at(i) == p_.ignore_index ? 0.0 : upstream_.at(i);
   }
 
-  void add_features(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t D = p_.D;
-    const bool in_place = p_.features.dtype == dtype_of<T>();
-    parallel_products(runtime, (chunk.rows + block_ - 1) / block_, [&](int64_t begin, int64_t end) {
-      FeatureRows<T> features(p_, block_, D);
-      Scratch<T> converted(in_place ? 0 : block_ * D), centred(geometry_->centred ? kTile * D : 0);
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t r0 = block * block_, n = row_end(chunk, block) - r0, i0 = chunk.first + r0;
-        T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
-        bool written = false;
-        for (int64_t tile = 0; tile < tiles_;)
-          tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out, written);
-        if (!written) clear(out, n * D);
-        const T* f = features.rows(i0, n, 0, D);
-        for (int64_t r = 0; r < n; ++r) {
-          finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
-          if (!in_place) write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
+  // Both gradients of a chunk in one parallel region: a thread that is slow at one part of them
+  // holds up nothing but the end. `diversity_slope`: of all rows up to here.
+  void add_gradients(const Runtime& runtime, const Chunk& chunk, double diversity_slope) {
+    using Diversity = ManyDiversity<T>;
+    static_assert(kTile <= Diversity::kRows);
+    const int64_t blocks = grad_features_ ? (chunk.rows + block_ - 1) / block_ : 0,
+                  tiles = grad_prototypes_ ? tiles_ : 0;
+    const bool last = chunk.first + chunk.rows == p_.B;
+    Scratch<T> slope(chunk.rows);
+    if (tiles > 0) pull_features(runtime, chunk, slope.get());
+    const Diversity diversity(p_, runtime, *geometry_);
+    std::optional<typename Diversity::Gradient> of_diversity;
+    if (tiles > 0 && last && p_.has_diversity() && diversity_slope != 0.0)
+      of_diversity.emplace(diversity, diversity_slope,
+                           static_cast<double>(saved_[layout_.scalars_offset() + 1]),
+                           layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr);
+    parallel_products(runtime, tiles + blocks, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t tile = task * tiles / (tiles + blocks), block = task - tile;
+        if ((task + 1) * tiles / (tiles + blocks) == tile) {
+          add_features(runtime, chunk, block);
+          continue;
         }
+        T* const grad = grad_ + tile * kTile * p_.D;
+        add_prototypes(runtime, chunk, tile, slope.get(), grad);
+        if (last) subtract_column_sums(tile, grad);
+        if (of_diversity && of_diversity->has_rows())
+          of_diversity->add_rows(tile * kTile, tile_width(tile), grad);
       }
     });
+    if (of_diversity && !of_diversity->has_rows()) of_diversity->add(grad_);
+  }
+
+  // The gradient of a block of features.
+  void add_features(const Runtime& runtime, const Chunk& chunk, int64_t block) {
+    const int64_t D = p_.D;
+    const bool in_place = p_.features.dtype == dtype_of<T>();
+    FeatureRows<T> features(p_, block_, D);
+    Scratch<T> converted(in_place ? 0 : block_ * D), centred(geometry_->centred ? kTile * D : 0);
+    const int64_t r0 = block * block_, n = row_end(chunk, block) - r0, i0 = chunk.first + r0;
+    T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
+    bool written = false;
+    for (int64_t tile = 0; tile < tiles_;)
+      tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out, written);
+    if (!written) clear(out, n * D);
+    const T* f = features.rows(i0, n, 0, D);
+    for (int64_t r = 0; r < n; ++r) {
+      finish_features(chunk, r0 + r, f + r * features.ld(), out + r * D);
+      if (!in_place) write_row(grad_features_, p_.features.dtype, (i0 + r) * D, D, out + r * D);
+    }
   }
 
   // out [n, D] += A w over the tiles from `tile` on that can go together; returns the tile after
@@ -235,9 +266,9 @@ class ManyBackward {
       for (int64_t d = 0; d < D; ++d) out[d] = v * (out[d] - total * f[d]) - own * (f[d] - w[d]);
   }
 
-  void add_prototypes(const Runtime& runtime, const Chunk& chunk) {
-    const int64_t D = p_.D, blocks = (chunk.rows + block_ - 1) / block_;
-    Scratch<T> slope(chunk.rows);
+  // slope [rows] = v, pulled_ [rows, D] = v f.
+  void pull_features(const Runtime& runtime, const Chunk& chunk, T* slope) {
+    const int64_t D = p_.D;
     parallel(runtime, chunk.rows, D, [&](int64_t begin, int64_t end) {
       FeatureRows<T> features(p_, 1, D);
       bool empty = false;  // the block of rows at hand
@@ -260,18 +291,18 @@ class ManyBackward {
           for (int64_t d = 0; d < D; ++d) out[d] = v * f[d];
       }
     });
-    parallel_products(runtime, tiles_, [&](int64_t begin, int64_t end) {
-      FeatureRows<T> features(p_, 1, D);
-      for (int64_t tile = begin; tile < end; ++tile) {
-        T* const grad = grad_ + tile * kTile * D;
-        bool written = chunk.first > 0;
-        for (int64_t block = 0; block < blocks;)
-          block = push_blocks(runtime, chunk, tile, block, blocks, slope.get(), grad, written);
-        if (!written) clear(grad, tile_width(tile) * D);
-        for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
-        if (chunk.first + chunk.rows == p_.B) subtract_column_sums(tile, grad);
-      }
-    });
+  }
+
+  // grad [tile, D] += what a chunk's rows are to a tile of prototypes.
+  void add_prototypes(const Runtime& runtime, const Chunk& chunk, int64_t tile, const T* slope,
+                      T* grad) {
+    const int64_t blocks = (chunk.rows + block_ - 1) / block_;
+    FeatureRows<T> features(p_, 1, p_.D);
+    bool written = chunk.first > 0;
+    for (int64_t block = 0; block < blocks;)
+      block = push_blocks(runtime, chunk, tile, block, blocks, slope, grad, written);
+    if (!written) clear(grad, tile_width(tile) * p_.D);
+    for (int64_t r = 0; r < chunk.rows; ++r) push_own(chunk, r, tile, features, grad);
   }
 
   // grad [tile, D] += A^T (v f) over the row blocks from `block` on that can go together; returns
@@ -336,17 +367,6 @@ class ManyBackward {
     if (own == T{0}) return;
     const T *f = features.rows(i, 1, 0, D), *w = geometry_->prototypes.row(tile * kTile + k);
     for (int64_t d = 0; d < D; ++d) grad[k * D + d] += own * (f[d] - w[d]);
-  }
-
-  void finish_prototypes(const Runtime& runtime, double diversity_slope) {
-    const int64_t K = p_.K(), D = p_.D;
-    if (p_.has_diversity() && diversity_slope != 0.0) {
-      const T* const matrix = layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr;
-      ManyDiversity<T>(p_, runtime, *geometry_)
-          .add_gradient(diversity_slope, static_cast<double>(saved_[layout_.scalars_offset() + 1]),
-                        matrix, grad_);
-    }
-    if (!in_place_) write_row(grad_prototypes_, p_.prototypes_dtype, 0, K * D, grad_);
   }
 
   const Problem& p_;

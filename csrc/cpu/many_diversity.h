@@ -35,16 +35,45 @@ class ManyDiversity {
     return layout_.by_pairs() ? pairs(matrix) : moments(matrix);
   }
 
-  // grad [K, D] += slope dR/dw. matrix null: it was not kept.
-  void add_gradient(double slope, double mean, const T* matrix, T* grad) const {
-    if (layout_.by_pairs())
-      add_pairs(slope, mean, matrix, grad);
-    else
-      add_moments(slope, matrix, grad);
-  }
+  // The gradient, slope dR/dw, of mean and matrix as the forward left them; matrix null: it was not
+  // kept.
+  class Gradient {
+   public:
+    Gradient(const ManyDiversity& all, double slope, double mean, const T* matrix)
+        : all_(all), slope_(slope), mean_(mean), matrix_(matrix) {
+      if (all.layout_.by_pairs()) return;
+      weighted_.resize(all.D_);
+      all.weighted_sum(weighted_.get());
+      if (matrix == nullptr) return;
+      shift_.resize(all.D_);
+      all.form_shift(weighted_.get(), matrix, 0, all.D_, shift_.get());
+    }
+
+    // Whether rows of it can be made apart from each other, inside a parallel region.
+    bool has_rows() const { return all_.layout_.by_pairs() || matrix_ != nullptr; }
+
+    // grad [n, D] += prototypes [first, first + n), at most kRows of them.
+    void add_rows(int64_t first, int64_t n, T* grad) const {
+      if (all_.layout_.by_pairs())
+        all_.add_pairs(slope_, mean_, matrix_, first, n, grad);
+      else
+        all_.add_moments(slope_, matrix_, first, n, 0, all_.D_, shift_.get(), grad);
+    }
+
+    // grad [K, D] += all of it, where it has no rows.
+    void add(T* grad) const { all_.add_moments_by_columns(slope_, weighted_.get(), grad); }
+
+   private:
+    const ManyDiversity& all_;
+    const double slope_, mean_;
+    const T* const matrix_;
+    Scratch<double> weighted_;  // [D] sum_k e_k w_k
+    Scratch<T> shift_;          // [D], form_shift
+  };
+
+  static constexpr int64_t kRows = 256;  // prototypes of one task
 
  private:
-  static constexpr int64_t kRows = 256;     // prototypes of one task
   static constexpr int64_t kColumns = 128;  // columns of M of one task
 
   // Products of the prototypes as they are, the mean taken out of the result: at most one bit is
@@ -74,42 +103,38 @@ class ManyDiversity {
     return statistics;
   }
 
-  void add_pairs(double slope, double mean, const T* matrix, T* grad) const {
+  // Rows [first, first + n) of the gradient by pairs.
+  void add_pairs(double slope, double mean, const T* matrix, int64_t first, int64_t n,
+                 T* grad) const {
     const T* const w = geometry_.prototypes.get();
-    parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
-      Scratch<double> distances(matrix ? 0 : kRows * K_);
-      Scratch<T> recomputed(matrix ? 0 : kRows * K_);
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task * kRows, n = K_ - first < kRows ? K_ - first : kRows;
-        const T* E = matrix ? matrix + first * K_ : recomputed.get();
-        if (matrix == nullptr) {
-          const MatrixRows<T> all{w, D_};
-          const auto q = DistanceView::matrix(distances.get(), K_);
-          squared_distances(w + first * D_, D_, n, all, K_, D_, q);
-          for (int64_t j = 0; j < n; ++j) {
-            repair_distances(w + (first + j) * D_, all, K_, D_, q.from(j, 0));
-            for (int64_t k = 0; k < K_; ++k)
-              recomputed[j * K_ + k] =
-                  static_cast<T>(pair_scale(K_) * (distances[j * K_ + k] - mean));
-            recomputed[j * K_ + first + j] = T{0};
-          }
-        }
-        if (geometry_.centred)
-          add_pairs_directly(slope, E, first, n, grad);
-        else
-          add_pairs_by_product(slope, E, first, n, grad);
+    Scratch<T> recomputed(matrix ? 0 : n * K_);
+    const T* const E = matrix ? matrix + first * K_ : recomputed.get();
+    if (matrix == nullptr) {
+      Scratch<double> distances(n * K_);
+      const MatrixRows<T> all{w, D_};
+      const auto q = DistanceView::matrix(distances.get(), K_);
+      squared_distances(w + first * D_, D_, n, all, K_, D_, q);
+      for (int64_t j = 0; j < n; ++j) {
+        repair_distances(w + (first + j) * D_, all, K_, D_, q.from(j, 0));
+        for (int64_t k = 0; k < K_; ++k)
+          recomputed[j * K_ + k] = static_cast<T>(pair_scale(K_) * (distances[j * K_ + k] - mean));
+        recomputed[j * K_ + first + j] = T{0};
       }
-    });
+    }
+    if (geometry_.centred)
+      add_pairs_directly(slope, E, first, n, grad);
+    else
+      add_pairs_by_product(slope, E, first, n, grad);
   }
 
   // sum_k E_jk (w_j - w_k) = (sum_k E_jk) w_j - E W
   void add_pairs_by_product(double slope, const T* E, int64_t first, int64_t n, T* grad) const {
     const T* const w = geometry_.prototypes.get();
-    gemm(runtime_, false, false, n, D_, K_, -slope, E, K_, w, D_, 1.0, grad + first * D_, D_);
+    gemm(runtime_, false, false, n, D_, K_, -slope, E, K_, w, D_, 1.0, grad, D_);
     for (int64_t j = 0; j < n; ++j) {
       double sum = 0.0;
       for (int64_t k = 0; k < K_; ++k) sum += E[j * K_ + k];
-      T* const out = grad + (first + j) * D_;
+      T* const out = grad + j * D_;
       for (int64_t d = 0; d < D_; ++d)
         out[d] += static_cast<T>(slope * sum) * w[(first + j) * D_ + d];
     }
@@ -125,7 +150,7 @@ class ManyDiversity {
         const double e = slope * E[j * K_ + k];
         for (int64_t d = 0; d < D_; ++d) sum[d] += e * (static_cast<double>(wj[d]) - w[k * D_ + d]);
       }
-      T* const out = grad + (first + j) * D_;
+      T* const out = grad + j * D_;
       for (int64_t d = 0; d < D_; ++d) out[d] = static_cast<T>(out[d] + sum[d]);
     }
   }
@@ -209,44 +234,50 @@ class ManyDiversity {
     }
   }
 
-  void add_moments(double slope, const T* matrix, T* grad) const {
+  // Rows [k, k + rows), columns [first, first + n) of the gradient by moments; N [D, n]. grad: from
+  // the first of the rows and columns on, at stride D.
+  void add_moments(double slope, const T* N, int64_t k, int64_t rows, int64_t first, int64_t n,
+                   const T* shift, T* grad) const {
     const double scale = slope * 4.0 / pair_count(), S = norm_sum();
-    Scratch<double> weighted(D_);
-    Scratch<T> shift(D_);
-    weighted_sum(weighted.get());
-    Scratch<T> columns(matrix ? 0 : D_ * kColumns);
-    const int64_t width = matrix ? D_ : kColumns;
-    for (int64_t first = 0; first < D_; first += width) {
-      const int64_t n = D_ - first < width ? D_ - first : width;
-      if (matrix == nullptr)
-        parallel_products(runtime_, 1, [&](int64_t, int64_t) {
-          Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
-          moment_columns(S, first, n, 0, centred.get(), columns.get());
-        });
-      const T* const N = matrix ? matrix : columns.get();
-      // With raw products, N (w_j - mean) = N w_j - N mean: one vector for all prototypes.
-      for (int64_t e = 0; e < n; ++e) shift[e] = static_cast<T>(weighted[first + e]);
-      if (raw())
-        parallel_products(runtime_, 1, [&](int64_t, int64_t) {
-          gemm(runtime_, false, false, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, n, 1.0,
-               shift.get(), n);
-        });
+    Scratch<T> centred(raw() ? 0 : rows * D_);
+    const T* w = geometry_.prototypes.row(k);
+    if (!raw()) {
+      geometry_.centre(w, D_, rows, centred.get());
+      w = centred.get();
+    }
+    gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, w, D_, N, n, 1.0, grad, D_);
+    for (int64_t r = 0; r < rows; ++r)
+      add_own_moment(scale, S, k + r, first, n, shift, grad + r * D_);
+  }
+
+  // The same for all of the gradient, a few columns of N at a time.
+  void add_moments_by_columns(double slope, const double* weighted, T* grad) const {
+    Scratch<T> columns(D_ * kColumns), shift(kColumns);
+    for (int64_t first = 0; first < D_; first += kColumns) {
+      const int64_t n = D_ - first < kColumns ? D_ - first : kColumns;
+      parallel_products(runtime_, 1, [&](int64_t, int64_t) {
+        Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
+        moment_columns(norm_sum(), first, n, 0, centred.get(), columns.get());
+      });
+      form_shift(weighted, columns.get(), first, n, shift.get());
       parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
-        Scratch<T> centred(raw() ? 0 : kRows * D_);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t k = task * kRows, rows = K_ - k < kRows ? K_ - k : kRows;
-          const T* w = geometry_.prototypes.row(k);
-          if (!raw()) {
-            geometry_.centre(w, D_, rows, centred.get());
-            w = centred.get();
-          }
-          gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, w, D_, N, n, 1.0,
-               grad + k * D_ + first, D_);
-          for (int64_t r = 0; r < rows; ++r)
-            add_own_moment(scale, S, k + r, first, n, shift.get(), grad + (k + r) * D_ + first);
+          add_moments(slope, columns.get(), k, rows, first, n, shift.get(), grad + k * D_ + first);
         }
       });
     }
+  }
+
+  // shift [n] = sum_k e_k w_k, and what raw products leave of the mean, N (w_j - mean) = N w_j - N
+  // mean: one vector for all prototypes.
+  void form_shift(const double* weighted, const T* N, int64_t first, int64_t n, T* shift) const {
+    for (int64_t e = 0; e < n; ++e) shift[e] = static_cast<T>(weighted[first + e]);
+    if (raw())
+      parallel_products(runtime_, 1, [&](int64_t, int64_t) {
+        gemm(runtime_, false, false, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, n, 1.0,
+             shift, n);
+      });
   }
 
   // out [n] += scale ((K e_k + 2 t) w_k - shift), about the mean.
