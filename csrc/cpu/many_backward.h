@@ -95,13 +95,14 @@ class ManyBackward {
     const double R =
         p_.has_diversity() ? static_cast<double>(saved_[layout_.scalars_offset()]) : 0.0;
     const RowConstants shared = row_constants(p_, counted_rows_, R);
-    parallel_products(runtime, (rows + block - 1) / block, [&](int64_t begin, int64_t end) {
-      ManyRows<T> block_of_rows(p_, runtime, *geometry_, shared, block);
-      Scratch<double> loss(block);
-      for (int64_t task = begin; task < end; ++task) {
+    parallel_products(runtime, (rows + block - 1) / block, [&](TaskQueue& queue) {
+      ManyRows<T> worker(p_, runtime, *geometry_, block);
+      Scratch<RowAtHand> at_hand(block);
+      for (int64_t task; queue.take(task);) {
         const int64_t r = task * block, n = rows - r < block ? rows - r : block;
-        block_of_rows.run(first + r, n, active + r * K, state + r * ManyLayout::kRowState,
-                          loss.get());
+        worker.run(first + r, n, active + r * K, at_hand.get());
+        for (int64_t i = 0; i < n; ++i)
+          finish_row(p_, shared, at_hand[i], state + (r + i) * ManyLayout::kRowState);
       }
     });
   }
@@ -176,11 +177,10 @@ class ManyBackward {
       of_diversity.emplace(diversity, diversity_slope,
                            static_cast<double>(saved_[layout_.scalars_offset() + 1]),
                            layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr);
-    parallel_products(runtime, tiles + blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t tile = task * tiles / (tiles + blocks), block = task - tile;
-        if ((task + 1) * tiles / (tiles + blocks) == tile) {
-          add_features(runtime, chunk, block);
+    parallel_products(runtime, tiles + blocks, [&](TaskQueue& queue) {
+      for (int64_t tile; queue.take(tile);) {
+        if (tile >= tiles) {
+          add_features(runtime, chunk, tile - tiles);
           continue;
         }
         T* const grad = grad_ + tile * kTile * p_.D;

@@ -30,9 +30,47 @@ class ManyDiversity {
         D_(p.D),
         layout_{p.B, p.K(), p.D} {}
 
-  // R and mu; matrix (E or M) is written unless null.
-  PairStatistics forward(T* matrix) const {
-    return layout_.by_pairs() ? pairs(matrix) : moments(matrix);
+  // R and mu of the pairs; matrix (E) is written unless null.
+  PairStatistics pairs(T* matrix) const {
+    Scratch<double> kept(matrix ? K_ * K_ : 0);
+    double* const distances = matrix ? kept.get() : nullptr;
+    PairStatistics statistics;
+    if (K_ <= kDoublePrototypes) {
+      const PrototypeRows<double> exact(problem_);
+      statistics = pair_statistics(runtime_, exact.get(), K_, D_, distances);
+    } else {
+      statistics = pair_statistics(runtime_, geometry_.prototypes.get(), K_, D_, distances);
+    }
+    if (matrix != nullptr) pair_coefficients(kept.get(), K_, statistics.mean, matrix, K_);
+    return statistics;
+  }
+
+  // Tasks of the closed form, for a parallel region; none by pairs.
+  int64_t moment_tasks() const {
+    return layout_.by_pairs() ? 0 : (D_ + kColumns - 1) / kColumns;
+  }
+
+  // What columns of N add to |N|_F^2, the most in task 0; matrix (M) is written unless null.
+  double moment_task(int64_t task, T* matrix) const {
+    const int64_t first = task * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
+    Scratch<T> columns((D_ - first) * n), centred(raw() ? 0 : centred_rows() * D_);
+    moment_columns(norm_sum(), first, n, first, centred.get(), columns.get());
+    if (matrix != nullptr) store_symmetric(columns.get(), first, n, matrix);
+    // N is symmetric: what lies below the diagonal block counts twice.
+    return squared_norm(columns.get(), n * n) +
+           2.0 * squared_norm(columns.get() + n * n, (D_ - first - n) * n);
+  }
+
+  // R and mu of the closed form, from all tasks.
+  PairStatistics moments(const double* tasks) const {
+    const double K = static_cast<double>(K_), P = pair_count(), S = norm_sum();
+    double squares = 0.0, frobenius = 0.0;
+    for (int64_t k = 0; k < K_; ++k) {
+      const double e = geometry_.centred_norm[k] - S / K;
+      squares += e * e;
+    }
+    for (int64_t task = 0; task < moment_tasks(); ++task) frobenius += tasks[task];
+    return {K * S / P, (K * squares + 2.0 * frobenius + 2.0 * excess(S) * S) / P};
   }
 
   // The gradient, slope dR/dw, of mean and matrix as the forward left them; matrix null: it was not
@@ -87,20 +125,6 @@ class ManyDiversity {
   int64_t centred_rows() const {
     const int64_t fit = (int64_t{1} << 20) / D_;
     return fit < kRows ? kRows : (fit < K_ ? fit : K_);
-  }
-
-  PairStatistics pairs(T* matrix) const {
-    Scratch<double> kept(matrix ? K_ * K_ : 0);
-    double* const distances = matrix ? kept.get() : nullptr;
-    PairStatistics statistics;
-    if (K_ <= kDoublePrototypes) {
-      const PrototypeRows<double> exact(problem_);
-      statistics = pair_statistics(runtime_, exact.get(), K_, D_, distances);
-    } else {
-      statistics = pair_statistics(runtime_, geometry_.prototypes.get(), K_, D_, distances);
-    }
-    if (matrix != nullptr) pair_coefficients(kept.get(), K_, statistics.mean, matrix, K_);
-    return statistics;
   }
 
   // Rows [first, first + n) of the gradient by pairs.
@@ -168,34 +192,6 @@ class ManyDiversity {
     return S * (static_cast<double>(K_ - 1 - D_) / (static_cast<double>(D_) * (K_ - 1)));
   }
 
-  PairStatistics moments(T* matrix) const {
-    const double K = static_cast<double>(K_), P = pair_count(), S = norm_sum();
-    double squares = 0.0;
-    for (int64_t k = 0; k < K_; ++k) {
-      const double e = geometry_.centred_norm[k] - S / K;
-      squares += e * e;
-    }
-    const int64_t tasks = (D_ + kColumns - 1) / kColumns;
-    Scratch<double> partial(tasks);
-    parallel_products(runtime_, tasks, [&](int64_t begin, int64_t end) {
-      Scratch<T> columns(D_ * kColumns), centred(raw() ? 0 : centred_rows() * D_);
-      for (int64_t task = begin; task < end; ++task) {
-        // Wide and narrow parts of the triangle by turns, so that threads with a range each share
-        // it evenly.
-        const int64_t part = task % 2 == 0 ? task / 2 : tasks - 1 - task / 2;
-        const int64_t first = part * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
-        moment_columns(S, first, n, first, centred.get(), columns.get());
-        // M is symmetric: what lies below the diagonal block counts twice.
-        partial[task] = squared_norm(columns.get(), n * n) +
-                        2.0 * squared_norm(columns.get() + n * n, (D_ - first - n) * n);
-        if (matrix != nullptr) store_symmetric(columns.get(), first, n, matrix);
-      }
-    });
-    double frobenius = 0.0;
-    for (int64_t task = 0; task < tasks; ++task) frobenius += partial[task];
-    return {K * S / P, (K * squares + 2.0 * frobenius + 2.0 * excess(S) * S) / P};
-  }
-
   // Columns [first, first + n) of M from row `first` on, into both triangles of matrix.
   void store_symmetric(const T* columns, int64_t first, int64_t n, T* matrix) const {
     constexpr int64_t kPatch = 16;  // transposed in patches that stay in cache
@@ -255,13 +251,15 @@ class ManyDiversity {
     Scratch<T> columns(D_ * kColumns), shift(kColumns);
     for (int64_t first = 0; first < D_; first += kColumns) {
       const int64_t n = D_ - first < kColumns ? D_ - first : kColumns;
-      parallel_products(runtime_, 1, [&](int64_t, int64_t) {
+      parallel_products(runtime_, 1, [&](TaskQueue& queue) {
+        int64_t only;
+        if (!queue.take(only)) return;
         Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
         moment_columns(norm_sum(), first, n, 0, centred.get(), columns.get());
       });
       form_shift(weighted, columns.get(), first, n, shift.get());
-      parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
+      parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](TaskQueue& queue) {
+        for (int64_t task; queue.take(task);) {
           const int64_t k = task * kRows, rows = K_ - k < kRows ? K_ - k : kRows;
           add_moments(slope, columns.get(), k, rows, first, n, shift.get(), grad + k * D_ + first);
         }
@@ -274,7 +272,9 @@ class ManyDiversity {
   void form_shift(const double* weighted, const T* N, int64_t first, int64_t n, T* shift) const {
     for (int64_t e = 0; e < n; ++e) shift[e] = static_cast<T>(weighted[first + e]);
     if (raw())
-      parallel_products(runtime_, 1, [&](int64_t, int64_t) {
+      parallel_products(runtime_, 1, [&](TaskQueue& queue) {
+        int64_t only;
+        if (!queue.take(only)) return;
         gemm(runtime_, false, false, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, n, 1.0,
              shift, n);
       });

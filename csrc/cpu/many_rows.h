@@ -68,17 +68,39 @@ class HingeConstants {
   bool direct_;
 };
 
+// What the distances of a row come to.
+struct RowAtHand {
+  int64_t y;
+  bool counted, finite;
+  int64_t own_centre;                      // within the class
+  double ratio, s;                         // q_iy / sigma and the own affinity
+  double hinge_sum, active, affinity_sum;  // over the active hinges
+};
+
+// The loss of a row, once R is known, and its state [kRowState].
+template <class T>
+double finish_row(const Problem& p, const RowConstants& shared, const RowAtHand& row, T* state) {
+  for (int64_t i = 0; i < ManyLayout::kRowState; ++i) state[i] = T{0};
+  if (!row.counted) return 0.0;
+  const double poison = row.finite ? 0.0 : __builtin_nan("");
+  const RowTerms terms = row_terms({complement_of(row.ratio), row.hinge_sum + poison, row.active,
+                                    shared.diversity, p.class_weight_at(row.y)},
+                                   p.gamma, p.detach_focal);
+  state[kSlope] = static_cast<T>(shared.u * terms.hinge_slope + poison);
+  state[kOwn] = static_cast<T>((row.s == 0.0 ? 0.0 : shared.u * terms.own_slope * row.s) + poison);
+  state[kDiversity] = static_cast<T>(
+      p.has_diversity() ? p.diversity_weight * terms.hinge_slope * shared.scale : 0.0);
+  state[kOwnCentre] = static_cast<T>(row.own_centre);
+  state[kActiveSum] = static_cast<T>(row.affinity_sum + poison);
+  return terms.loss;
+}
+
 template <class T>
 class ManyRows {
  public:
   ManyRows(const Problem& p, const Runtime& runtime, const ManyGeometry<T>& geometry,
-           const RowConstants& shared, int64_t max_rows)
-      : p_(p),
-        runtime_(runtime),
-        geometry_(geometry),
-        shared_(shared),
-        features_(p, max_rows, p.D),
-        rows_(max_rows) {
+           int64_t max_rows)
+      : p_(p), runtime_(runtime), geometry_(geometry), features_(p, max_rows, p.D) {
     if (p.M > 1) {
       nearest_.resize(p.C);
       compact_.resize(p.C);
@@ -94,12 +116,11 @@ class ManyRows {
     }
   }
 
-  // Rows [first, first + rows), at most max_rows of them: active [rows, K], state [rows,
-  // kRowState], loss [rows].
-  void run(int64_t first, int64_t rows, T* active, T* state, double* loss) {
+  // Rows [first, first + rows), at most max_rows of them: active [rows, K], at_hand [rows].
+  void run(int64_t first, int64_t rows, T* active, RowAtHand* at_hand) {
     const int64_t K = p_.K(), D = p_.D;
     const T* f = features_.rows(first, rows, 0, D);
-    for (int64_t r = 0; r < rows; ++r) start_row(first + r, f + r * features_.ld(), rows_[r]);
+    for (int64_t r = 0; r < rows; ++r) start_row(first + r, f + r * features_.ld(), at_hand[r]);
     if (uses_tiles()) {
       geometry_.centre(f, features_.ld(), rows, centred_features_.get());
       for (int64_t k = 0; k < K; k += tile_) {
@@ -109,7 +130,7 @@ class ManyRows {
                           centred_prototypes_.get(), D, 0.0, products_.get(), n);
         for (int64_t r = 0; r < rows; ++r) {
           const double norm = squared_norm(centred_features_.get() + r * D, D);
-          add_classes(rows_[r], f + r * features_.ld(), norm, geometry_.centred_norm.get() + k, k,
+          add_classes(at_hand[r], f + r * features_.ld(), norm, geometry_.centred_norm.get() + k, k,
                       n, products_.get() + r * n, active + r * K + k);
         }
       }
@@ -117,22 +138,15 @@ class ManyRows {
       gemm(runtime_, false, true, rows, K, D, 1.0, f, features_.ld(), geometry_.prototypes.get(), D,
            0.0, active, K);
       for (int64_t r = 0; r < rows; ++r)
-        add_classes(rows_[r], f + r * features_.ld(), geometry_.feature_norm[first + r],
+        add_classes(at_hand[r], f + r * features_.ld(), geometry_.feature_norm[first + r],
                     geometry_.rounded_norm.get(), 0, K, active + r * K, active + r * K);
     }
     for (int64_t r = 0; r < rows; ++r)
-      finish_row(rows_[r], active + r * K, state + r * ManyLayout::kRowState, loss + r);
+      if (at_hand[r].counted && !at_hand[r].finite)
+        for (int64_t k = 0; k < K; ++k) active[r * K + k] = static_cast<T>(__builtin_nan(""));
   }
 
  private:
-  struct RowAtHand {
-    int64_t y;
-    bool counted, finite;
-    int64_t own_centre;                      // within the class
-    double ratio, s;                         // q_iy / sigma and the own affinity
-    double hinge_sum, active, affinity_sum;  // over the active hinges
-  };
-
   bool uses_tiles() const { return geometry_.centred; }
 
   // Own class by direct differences over its M centres.
@@ -285,32 +299,10 @@ class ManyRows {
     for (int64_t l = 0; l < lanes; ++l) out[l] = static_cast<float>(value[l]);
   }
 
-  void finish_row(const RowAtHand& row, T* active, T* state, double* loss) {
-    *loss = 0.0;
-    for (int64_t i = 0; i < ManyLayout::kRowState; ++i) state[i] = T{0};
-    if (!row.counted) return;
-    const double poison = row.finite ? 0.0 : __builtin_nan("");
-    const RowTerms terms = row_terms({complement_of(row.ratio), row.hinge_sum + poison, row.active,
-                                      shared_.diversity, p_.class_weight_at(row.y)},
-                                     p_.gamma, p_.detach_focal);
-    *loss = terms.loss;
-    state[kSlope] = static_cast<T>(shared_.u * terms.hinge_slope + poison);
-    state[kOwn] =
-        static_cast<T>((row.s == 0.0 ? 0.0 : shared_.u * terms.own_slope * row.s) + poison);
-    state[kDiversity] = static_cast<T>(
-        p_.has_diversity() ? p_.diversity_weight * terms.hinge_slope * shared_.scale : 0.0);
-    state[kOwnCentre] = static_cast<T>(row.own_centre);
-    state[kActiveSum] = static_cast<T>(row.affinity_sum + poison);
-    if (!row.finite)
-      for (int64_t k = 0; k < p_.K(); ++k) active[k] = static_cast<T>(poison);
-  }
-
   const Problem& p_;
   const Runtime& runtime_;
   const ManyGeometry<T>& geometry_;
-  const RowConstants shared_;
   FeatureRows<T> features_;
-  Scratch<RowAtHand> rows_;
   int64_t tile_ = 0;
   Scratch<double> centred_features_, centred_prototypes_, products_;
   Scratch<int64_t> nearest_;  // [C] within the tile

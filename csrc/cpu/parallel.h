@@ -48,22 +48,36 @@ void parallel(const Runtime& runtime, int64_t tasks, int64_t work_per_task, cons
       &context);
 }
 
-// The same for tasks that multiply matrices: always inside the runtime's parallel region, where a
-// product runs on the calling thread alone, also when there is one task (a second, empty one opens
-// the region).
+// Tasks 0, 1, .. that threads take as they come: the largest should stand first.
+class TaskQueue {
+ public:
+  explicit TaskQueue(int64_t tasks) : tasks_(tasks) {}
+  // The next task, or false where none is left.
+  bool take(int64_t& task) {
+    task = __atomic_fetch_add(&next_, int64_t{1}, __ATOMIC_RELAXED);
+    return task < tasks_;
+  }
+
+ private:
+  const int64_t tasks_;
+  int64_t next_ = 0;
+};
+
+// body(queue) on every thread, for tasks that multiply matrices: always inside the runtime's
+// parallel region, where a product runs on the calling thread alone, also when there is one task (a
+// second, empty one opens the region).
 template <class Body>
 void parallel_products(const Runtime& runtime, int64_t tasks, const Body& body) {
   if (tasks <= 0) return;
   struct Context {
     const Body* body;
-    int64_t tasks;
-  } context{&body, tasks};
+    TaskQueue queue;
+  } context{&body, TaskQueue(tasks)};
   runtime.parallel_for(
       tasks < 2 ? 2 : tasks, 1,
-      [](int64_t begin, int64_t end, void* pointer) {
-        const Context& c = *static_cast<const Context*>(pointer);
-        if (end > c.tasks) end = c.tasks;
-        if (begin < end) (*c.body)(begin, end);
+      [](int64_t, int64_t, void* pointer) {
+        Context& c = *static_cast<Context*>(pointer);
+        (*c.body)(c.queue);
       },
       &context);
 }
