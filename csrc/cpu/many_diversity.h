@@ -46,9 +46,7 @@ class ManyDiversity {
   }
 
   // Tasks of the closed form, for a parallel region; none by pairs.
-  int64_t moment_tasks() const {
-    return layout_.by_pairs() ? 0 : (D_ + kColumns - 1) / kColumns;
-  }
+  int64_t moment_tasks() const { return layout_.by_pairs() ? 0 : (D_ + kColumns - 1) / kColumns; }
 
   // What columns of N add to |N|_F^2, the most in task 0; matrix (M) is written unless null.
   double moment_task(int64_t task, T* matrix) const {
@@ -243,7 +241,7 @@ class ManyDiversity {
     }
     gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, w, D_, N, n, 1.0, grad, D_);
     for (int64_t r = 0; r < rows; ++r)
-      add_own_moment(scale, S, k + r, first, n, shift, grad + r * D_);
+      add_own_moment(scale, S, k + r, w + r * D_ + first, first, n, shift, grad + r * D_);
   }
 
   // The same for all of the gradient, a few columns of N at a time.
@@ -280,29 +278,42 @@ class ManyDiversity {
       });
   }
 
-  // out [n] += scale ((K e_k + 2 t) w_k - shift), about the mean.
-  void add_own_moment(double scale, double S, int64_t k, int64_t first, int64_t n, const T* shift,
-                      T* out) const {
+  // out [n] += scale ((K e_k + 2 t) w_k - shift), about the mean; w: row k from column first on, as
+  // the product had it.
+  void add_own_moment(double scale, double S, int64_t k, const T* w, int64_t first, int64_t n,
+                      const T* shift, T* out) const {
     const double K = static_cast<double>(K_);
-    const double own = scale * (K * (geometry_.centred_norm[k] - S / K) + 2.0 * excess(S));
-    const T* const w = geometry_.prototypes.row(k) + first;
-    for (int64_t d = 0; d < n; ++d)
-      out[d] = static_cast<T>(out[d] + own * (w[d] - geometry_.mean[first + d]) - scale * shift[d]);
+    const T own =
+                static_cast<T>(scale * (K * (geometry_.centred_norm[k] - S / K) + 2.0 * excess(S))),
+            all = static_cast<T>(scale);
+    const T* const mean = geometry_.rounded_mean.get() + first;
+    if (raw())
+      for (int64_t d = 0; d < n; ++d) out[d] += own * (w[d] - mean[d]) - all * shift[d];
+    else
+      for (int64_t d = 0; d < n; ++d) out[d] += own * w[d] - all * shift[d];
   }
 
-  // out [D] = sum_k e_k w_k
+  // out [D] = sum_k e_k w_k, from parts of a fixed number of prototypes each, added in order.
   void weighted_sum(double* out) const {
+    constexpr int64_t kPart = 128;
     const double mean_norm = norm_sum() / static_cast<double>(K_);
-    constexpr int64_t kPart = 64;
-    parallel(runtime_, (D_ + kPart - 1) / kPart, kPart * K_, [&](int64_t begin, int64_t end) {
-      const int64_t last = end * kPart < D_ ? end * kPart : D_;
-      for (int64_t d = begin * kPart; d < last; ++d) out[d] = 0.0;
-      for (int64_t k = 0; k < K_; ++k) {
-        const double e = geometry_.centred_norm[k] - mean_norm;
-        const T* const w = geometry_.prototypes.row(k);
-        for (int64_t d = begin * kPart; d < last; ++d) out[d] += e * (w[d] - geometry_.mean[d]);
+    const int64_t parts = (K_ + kPart - 1) / kPart;
+    Scratch<double> sums(parts * D_);
+    parallel(runtime_, parts, 4 * kPart * D_, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        double* const sum = sums.get() + part * D_;
+        for (int64_t d = 0; d < D_; ++d) sum[d] = 0.0;
+        const int64_t last = (part + 1) * kPart < K_ ? (part + 1) * kPart : K_;
+        for (int64_t k = part * kPart; k < last; ++k) {
+          const double e = geometry_.centred_norm[k] - mean_norm;
+          const T* const w = geometry_.prototypes.row(k);
+          for (int64_t d = 0; d < D_; ++d) sum[d] += e * (w[d] - geometry_.mean[d]);
+        }
       }
     });
+    for (int64_t d = 0; d < D_; ++d) out[d] = 0.0;
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t d = 0; d < D_; ++d) out[d] += sums[part * D_ + d];
   }
 
   const Runtime& runtime_;

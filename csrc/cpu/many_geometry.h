@@ -16,15 +16,20 @@ constexpr double kTrustedNorm = 8.0;
 // Prototypes closer together than this fraction of their (squared) norm are taken about their mean.
 constexpr double kTrustedSpread = 1.0 / 64;
 
+// Sums that do not wait for each other, each of kDistanceBlock features at most.
 template <class T>
 inline double squared_norm(const T* x, int64_t n) {
+  constexpr int kParts = 4;
   double sum = 0.0;
   int64_t d = 0;
   for (; d + kDistanceBlock <= n; d += kDistanceBlock) {
-    Vec<T> lanes{};
-    for (int64_t i = 0; i < kDistanceBlock; i += kLanes<T>)
-      lanes += load(x + d + i) * load(x + d + i);
-    sum += sum_lanes<T>(lanes);
+    Vec<T> parts[kParts] = {};
+    for (int64_t i = 0; i < kDistanceBlock; i += kParts * kLanes<T>)
+      for (int part = 0; part < kParts; ++part) {
+        const Vec<T> v = load(x + d + i + part * kLanes<T>);
+        parts[part] += v * v;
+      }
+    sum += sum_lanes<T>((parts[0] + parts[1]) + (parts[2] + parts[3]));
   }
   Vec<T> lanes{};
   for (; d + kLanes<T> <= n; d += kLanes<T>) lanes += load(x + d) * load(x + d);
@@ -154,7 +159,8 @@ class ManyGeometry {
     constexpr int64_t kPart = 256;
     const int64_t parts = (K + kPart - 1) / kPart;
     Scratch<double> sums(parts * D);
-    parallel(runtime, parts, kPart * D, [&](int64_t begin, int64_t end) {
+    // A sum in double costs as much as some multiply-adds.
+    parallel(runtime, parts, 4 * kPart * D, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         double* const sum = sums.get() + part * D;
         for (int64_t d = 0; d < D; ++d) sum[d] = 0.0;
