@@ -37,9 +37,8 @@ class ManyBackward {
 
   void run(const Runtime& runtime) {
     const int64_t K = p_.K(), D = p_.D, kept = layout_.kept_rows();
-    ManyGeometry<T> geometry(p_, runtime);
+    ManyGeometry<T> geometry(p_, runtime, kept < p_.B);
     geometry.centred = saved_[layout_.scalars_offset() + 2] != T{0};
-    if (kept < p_.B) geometry.measure_features(p_, runtime);
     geometry_ = &geometry;
     prepare_prototypes();
     Scratch<T> recomputed(kept < p_.B ? chunk_ * K : 0),
@@ -177,10 +176,18 @@ class ManyBackward {
       of_diversity.emplace(diversity, diversity_slope,
                            static_cast<double>(saved_[layout_.scalars_offset() + 1]),
                            layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr);
-    parallel_products(runtime, tiles + blocks, [&](TaskQueue& queue) {
+    // Blocks of the second half are cut in two, so that threads end at about the same time.
+    const int64_t whole = blocks / 2, pieces = 2 * blocks - whole;
+    parallel_products(runtime, tiles + pieces, [&](TaskQueue& queue) {
       for (int64_t tile; queue.take(tile);) {
         if (tile >= tiles) {
-          add_features(runtime, chunk, tile - tiles);
+          const int64_t piece = tile - tiles, half = block_ / 2;
+          if (piece < whole)
+            add_features(runtime, chunk, piece, 0, block_);
+          else if ((piece - whole) % 2 == 0)
+            add_features(runtime, chunk, (piece + whole) / 2, 0, half);
+          else
+            add_features(runtime, chunk, (piece + whole) / 2, half, block_);
           continue;
         }
         T* const grad = grad_ + tile * kTile * p_.D;
@@ -193,17 +200,20 @@ class ManyBackward {
     if (of_diversity && !of_diversity->has_rows()) of_diversity->add(grad_);
   }
 
-  // The gradient of a block of features.
-  void add_features(const Runtime& runtime, const Chunk& chunk, int64_t block) {
+  // The gradient of the features of rows [begin, end) of a block, as far as it has them.
+  void add_features(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t begin,
+                    int64_t end) {
     const int64_t D = p_.D;
     const bool in_place = p_.features.dtype == dtype_of<T>();
     FeatureRows<T> features(p_, block_, D);
     Scratch<T> converted(in_place ? 0 : block_ * D), centred(geometry_->centred ? kTile * D : 0);
-    const int64_t r0 = block * block_, n = row_end(chunk, block) - r0, i0 = chunk.first + r0;
+    const int64_t r0 = block * block_ + begin, left = row_end(chunk, block) - r0,
+                  n = left < end - begin ? left : end - begin, i0 = chunk.first + r0;
+    if (n <= 0) return;
     T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
     bool written = false;
     for (int64_t tile = 0; tile < tiles_;)
-      tile = pull_tiles(runtime, chunk, block, tile, n, centred.get(), out, written);
+      tile = pull_tiles(runtime, chunk, block, tile, r0, n, centred.get(), out, written);
     if (!written) clear(out, n * D);
     const T* f = features.rows(i0, n, 0, D);
     for (int64_t r = 0; r < n; ++r) {
@@ -215,8 +225,8 @@ class ManyBackward {
   // out [n, D] += A w over the tiles from `tile` on that can go together; returns the tile after
   // them. `written` says whether out holds anything yet.
   int64_t pull_tiles(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t tile,
-                     int64_t n, T* centred, T* out, bool& written) {
-    const int64_t K = p_.K(), D = p_.D, r0 = block * block_;
+                     int64_t r0, int64_t n, T* centred, T* out, bool& written) {
+    const int64_t K = p_.K(), D = p_.D;
     const T* a = chunk.active + r0 * K + tile * kTile;
     if (is_dense(block, tile)) {
       int64_t last = tile + 1;

@@ -110,7 +110,9 @@ class ManyDiversity {
   static constexpr int64_t kRows = 256;  // prototypes of one task
 
  private:
-  static constexpr int64_t kColumns = 128;  // columns of M of one task
+  static constexpr int64_t kColumns =
+      64;  // of N of one task: narrow, since the diagonal is in twice
+  static constexpr int64_t kStrip = 128;  // of N at a time where it was not kept
 
   // Products of the prototypes as they are, the mean taken out of the result: at most one bit is
   // lost where the mean holds less than half of the squared norms. Otherwise the prototypes are
@@ -246,9 +248,9 @@ class ManyDiversity {
 
   // The same for all of the gradient, a few columns of N at a time.
   void add_moments_by_columns(double slope, const double* weighted, T* grad) const {
-    Scratch<T> columns(D_ * kColumns), shift(kColumns);
-    for (int64_t first = 0; first < D_; first += kColumns) {
-      const int64_t n = D_ - first < kColumns ? D_ - first : kColumns;
+    Scratch<T> columns(D_ * kStrip), shift(kStrip);
+    for (int64_t first = 0; first < D_; first += kStrip) {
+      const int64_t n = D_ - first < kStrip ? D_ - first : kStrip;
       parallel_products(runtime_, 1, [&](TaskQueue& queue) {
         int64_t only;
         if (!queue.take(only)) return;

@@ -21,8 +21,7 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
                   T* saved) {
   const int64_t K = p.K();
   const ManyLayout layout{p.B, K, p.D};
-  ManyGeometry<T> geometry(p, runtime);
-  geometry.measure_features(p, runtime);
+  ManyGeometry<T> geometry(p, runtime, true);
   geometry.decide(p.B);
   const int64_t kept = saved != nullptr ? layout.kept_rows() : 0, block = layout.block_rows(),
                 blocks = (p.B + block - 1) / block;

@@ -73,22 +73,28 @@ inline bool all_finite(const T* x, int64_t n) {
 template <class T>
 class ManyGeometry {
  public:
-  ManyGeometry(const Problem& p, const Runtime& runtime)
+  // with_features: whether distances of the features will be asked for.
+  ManyGeometry(const Problem& p, const Runtime& runtime, bool with_features)
       : prototypes(p),
         sigma(p.sigma),
         norm(p.K()),
         centred_norm(p.K()),
         mean(p.D),
         rounded_mean(p.D),
-        rounded_norm(p.K()) {
+        rounded_norm(p.K()),
+        feature_norm(with_features ? p.B : 0) {
     const int64_t K = p.K(), D = p.D;
     average(runtime, K, D);
-    parallel(runtime, K, 2 * D, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
+    parallel(runtime, K + (with_features ? p.B : 0), 2 * D, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end && k < K; ++k) {
         norm[k] = squared_norm(prototypes.row(k), D);
         rounded_norm[k] = static_cast<T>(norm[k]);
         centred_norm[k] = squared_distance_of(prototypes.row(k), mean.get(), D);
       }
+      FeatureRows<T> features(p, 1, D);
+      for (int64_t i = begin < K ? 0 : begin - K; i < end - K; ++i)
+        feature_norm[i] =
+            p.target_at(i) == p.ignore_index ? 0.0 : squared_norm(features.rows(i, 1, 0, D), D);
     });
     for (int64_t k = 0; k < K; ++k) {
       if (!(norm[k] < __builtin_inf())) finite_prototypes &= all_finite(prototypes.row(k), D);
@@ -98,17 +104,6 @@ class ManyGeometry {
       norm_sum += norm[k];
       centred_norm_sum += centred_norm[k];
     }
-  }
-
-  // The norms of the features, which only distances need.
-  void measure_features(const Problem& p, const Runtime& runtime) {
-    feature_norm.resize(p.B);
-    parallel(runtime, p.B, p.D, [&](int64_t begin, int64_t end) {
-      FeatureRows<T> features(p, 1, p.D);
-      for (int64_t i = begin; i < end; ++i)
-        feature_norm[i] =
-            p.target_at(i) == p.ignore_index ? 0.0 : squared_norm(features.rows(i, 1, 0, p.D), p.D);
-    });
   }
 
   // Decides `centred`; the backward takes the forward's decision instead.
