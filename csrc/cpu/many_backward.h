@@ -68,7 +68,8 @@ class ManyBackward {
   }
 
  private:
-  static constexpr int64_t kTile = 256;  // prototypes of one tile
+  static constexpr int64_t kTile = 256;       // prototypes of one tile
+  static constexpr int64_t kLeastRows = 128;  // of a product that still is efficient
   static constexpr int64_t kSparseShare =
       16;  // a tile with fewer than 1 / 16 of its entries goes entry by entry
 
@@ -176,18 +177,21 @@ class ManyBackward {
       of_diversity.emplace(diversity, diversity_slope,
                            static_cast<double>(saved_[layout_.scalars_offset() + 1]),
                            layout_.keeps_matrix() ? saved_ + layout_.matrix_offset() : nullptr);
-    // Blocks of the second half are cut in two, so that threads end at about the same time.
-    const int64_t whole = blocks / 2, pieces = 2 * blocks - whole;
+    // The larger tasks first. Where blocks are the smaller ones, and large enough for a product of
+    // half of one, those of the second half are cut in two, so that threads end at about one time.
+    const bool tiles_first = kTile * chunk.rows >= block_ * p_.K();
+    const int64_t parts = tiles_first && block_ >= 2 * kLeastRows ? 2 : 1,
+                  whole = parts == 1 ? blocks : blocks / 2,
+                  pieces = whole + parts * (blocks - whole), rows = block_ / parts,
+                  tile0 = tiles_first ? 0 : pieces, piece0 = tiles_first ? tiles : 0;
     parallel_products(runtime, tiles + pieces, [&](TaskQueue& queue) {
-      for (int64_t tile; queue.take(tile);) {
-        if (tile >= tiles) {
-          const int64_t piece = tile - tiles, half = block_ / 2;
-          if (piece < whole)
+      for (int64_t task; queue.take(task);) {
+        const int64_t tile = task - tile0, piece = task - piece0, cut = piece - whole;
+        if (tile < 0 || tile >= tiles) {
+          if (cut < 0)
             add_features(runtime, chunk, piece, 0, block_);
-          else if ((piece - whole) % 2 == 0)
-            add_features(runtime, chunk, (piece + whole) / 2, 0, half);
           else
-            add_features(runtime, chunk, (piece + whole) / 2, half, block_);
+            add_features(runtime, chunk, whole + cut / parts, cut % parts * rows, rows);
           continue;
         }
         T* const grad = grad_ + tile * kTile * p_.D;
@@ -200,15 +204,15 @@ class ManyBackward {
     if (of_diversity && !of_diversity->has_rows()) of_diversity->add(grad_);
   }
 
-  // The gradient of the features of rows [begin, end) of a block, as far as it has them.
+  // The gradient of the features of a block, `most` rows from `begin` on, as far as it has them.
   void add_features(const Runtime& runtime, const Chunk& chunk, int64_t block, int64_t begin,
-                    int64_t end) {
+                    int64_t most) {
     const int64_t D = p_.D;
     const bool in_place = p_.features.dtype == dtype_of<T>();
     FeatureRows<T> features(p_, block_, D);
     Scratch<T> converted(in_place ? 0 : block_ * D), centred(geometry_->centred ? kTile * D : 0);
     const int64_t r0 = block * block_ + begin, left = row_end(chunk, block) - r0,
-                  n = left < end - begin ? left : end - begin, i0 = chunk.first + r0;
+                  n = left < most ? left : most, i0 = chunk.first + r0;
     if (n <= 0) return;
     T* out = in_place ? static_cast<T*>(grad_features_) + i0 * D : converted.get();
     bool written = false;
