@@ -57,6 +57,12 @@ CASES = {
     "many-off-origin": Case(MANY, Sample(140, 300, dim=33, offset=50.0)),
     "many-half": Case(MANY, Sample(140, 90, dim=33), torch.float16),
     "many-without-diversity": Case(MANY, Sample(140, 90, dim=33), diversity_weight=0.0),
+    # Rows and prototypes enough for blocks cut in two and several tiles.
+    "many-cut-blocks": Case(MANY, Sample(1300, 300, 2, dim=37)),
+    "many-cut-blocks-off-origin": Case(MANY, Sample(1300, 600, dim=70, offset=30.0)),
+    "many-cut-blocks-near": Case(MANY, Sample(1300, 600, dim=37, distance=0.05)),
+    "many-cut-blocks-half": Case(MANY, Sample(1300, 600, dim=37), torch.float16),
+    "many-moments-centred": Case(MANY, Sample(140, 300, dim=130, offset=2.0)),
     "many-rows-recomputed": Case(MANY, Sample(2100, 2100, dim=6)),
     "many-near-rows-recomputed": Case(MANY, Sample(2100, 2100, dim=16, distance=0.05)),
     "many-pairs-not-kept": Case(MANY, Sample(5, 1030, dim=1031)),

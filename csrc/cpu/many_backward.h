@@ -182,7 +182,7 @@ class ManyBackward {
     const bool tiles_first = kTile * chunk.rows >= block_ * p_.K();
     const int64_t parts = tiles_first && block_ >= 2 * kLeastRows ? 2 : 1,
                   whole = parts == 1 ? blocks : blocks / 2,
-                  pieces = whole + parts * (blocks - whole), rows = block_ / parts,
+                  pieces = whole + parts * (blocks - whole), rows = (block_ + parts - 1) / parts,
                   tile0 = tiles_first ? 0 : pieces, piece0 = tiles_first ? tiles : 0;
     parallel_products(runtime, tiles + pieces, [&](TaskQueue& queue) {
       for (int64_t task; queue.take(task);) {

@@ -48,7 +48,7 @@ class ManyDiversity {
   // Tasks of the closed form, for a parallel region; none by pairs.
   int64_t moment_tasks() const { return layout_.by_pairs() ? 0 : (D_ + kColumns - 1) / kColumns; }
 
-  // What columns of N add to |N|_F^2, the most in task 0; matrix (M) is written unless null.
+  // What columns of N add to |N|_F^2, the most in task 0; matrix (N) is written unless null.
   double moment_task(int64_t task, T* matrix) const {
     const int64_t first = task * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
     Scratch<T> columns((D_ - first) * n), centred(raw() ? 0 : centred_rows() * D_);
@@ -121,9 +121,9 @@ class ManyDiversity {
     return !geometry_.centred && 2.0 * geometry_.centred_norm_sum >= geometry_.norm_sum;
   }
 
-  // Prototypes centred at a time: about 4 MiB of float32.
+  // Prototypes that a thread centres at a time: about 1 MiB of float32, but enough for a product.
   int64_t centred_rows() const {
-    const int64_t fit = (int64_t{1} << 20) / D_;
+    const int64_t fit = (int64_t{1} << 18) / D_;
     return fit < kRows ? kRows : (fit < K_ ? fit : K_);
   }
 
@@ -181,18 +181,14 @@ class ManyDiversity {
 
   double pair_count() const { return 0.5 * static_cast<double>(K_) * static_cast<double>(K_ - 1); }
 
-  double norm_sum() const {
-    double S = 0.0;
-    for (int64_t k = 0; k < K_; ++k) S += geometry_.centred_norm[k];
-    return S;
-  }
+  double norm_sum() const { return geometry_.centred_norm_sum; }
 
   // t = S (1 / D - 1 / (K - 1))
   double excess(double S) const {
     return S * (static_cast<double>(K_ - 1 - D_) / (static_cast<double>(D_) * (K_ - 1)));
   }
 
-  // Columns [first, first + n) of M from row `first` on, into both triangles of matrix.
+  // Columns [first, first + n) of N from row `first` on, into both triangles of matrix.
   void store_symmetric(const T* columns, int64_t first, int64_t n, T* matrix) const {
     constexpr int64_t kPatch = 16;  // transposed in patches that stay in cache
     for (int64_t d0 = first; d0 < D_; d0 += kPatch)

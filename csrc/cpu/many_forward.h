@@ -32,7 +32,8 @@ void many_forward(const Problem& p, int64_t counted_rows, const Runtime& runtime
   const int64_t moments = p.has_diversity() ? diversity.moment_tasks() : 0;
   Scratch<RowAtHand> rows(p.B);
   Scratch<double> row_loss(p.B), moment(moments);
-  // The rows do not need R before they are finished: moments, the smaller tasks, fill up the end.
+  // The rows do not need R before they are finished. Moments, the smaller tasks unless there are
+  // very many prototypes or very few rows, fill up the end.
   parallel_products(runtime, blocks + moments, [&](TaskQueue& queue) {
     ManyRows<T> worker(p, runtime, geometry, block);
     Scratch<T> active(kept < p.B ? block * K : 0);

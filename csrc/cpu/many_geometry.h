@@ -16,7 +16,7 @@ constexpr double kTrustedNorm = 8.0;
 // Prototypes closer together than this fraction of their (squared) norm are taken about their mean.
 constexpr double kTrustedSpread = 1.0 / 64;
 
-// Sums that do not wait for each other, each of kDistanceBlock features at most.
+// Whole blocks in sums that do not wait for each other.
 template <class T>
 inline double squared_norm(const T* x, int64_t n) {
   constexpr int kParts = 4;

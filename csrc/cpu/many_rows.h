@@ -1,4 +1,4 @@
-// Many prototypes: one block of rows from features to losses and active affinities,
+// Many prototypes: one block of rows from features to active affinities and what their losses need,
 //   A_ij = a_ij if the hinge of class j is active, else 0   (stored at the nearest prototype of the
 //   class; the own class is 0), c_ij = u_i A_ij for j != y,  u_i = (2 / sigma) m_i,   with the own
 //   class kept apart as the scalar c_i,y.

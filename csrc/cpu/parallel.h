@@ -63,9 +63,9 @@ class TaskQueue {
   int64_t next_ = 0;
 };
 
-// body(queue) on every thread, for tasks that multiply matrices: always inside the runtime's
-// parallel region, where a product runs on the calling thread alone, also when there is one task (a
-// second, empty one opens the region).
+// body(queue) on as many threads as the runtime gives, for tasks that multiply matrices: always
+// inside the runtime's parallel region, where a product runs on the calling thread alone, also when
+// there is one task (a second, empty one opens the region).
 template <class Body>
 void parallel_products(const Runtime& runtime, int64_t tasks, const Body& body) {
   if (tasks <= 0) return;
