@@ -291,27 +291,17 @@ class ManyDiversity {
       for (int64_t d = 0; d < n; ++d) out[d] += own * w[d] - all * shift[d];
   }
 
-  // out [D] = sum_k e_k w_k, from parts of a fixed number of prototypes each, added in order.
+  // out [D] = sum_k e_k w_k
   void weighted_sum(double* out) const {
-    constexpr int64_t kPart = 128;
     const double mean_norm = norm_sum() / static_cast<double>(K_);
-    const int64_t parts = (K_ + kPart - 1) / kPart;
-    Scratch<double> sums(parts * D_);
-    parallel(runtime_, parts, 4 * kPart * D_, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        double* const sum = sums.get() + part * D_;
-        for (int64_t d = 0; d < D_; ++d) sum[d] = 0.0;
-        const int64_t last = (part + 1) * kPart < K_ ? (part + 1) * kPart : K_;
-        for (int64_t k = part * kPart; k < last; ++k) {
-          const double e = geometry_.centred_norm[k] - mean_norm;
-          const T* const w = geometry_.prototypes.row(k);
-          for (int64_t d = 0; d < D_; ++d) sum[d] += e * (w[d] - geometry_.mean[d]);
-        }
+    const auto add = [&](int64_t k, int64_t end, double* sum) {
+      for (; k < end; ++k) {
+        const double e = geometry_.centred_norm[k] - mean_norm;
+        const T* const w = geometry_.prototypes.row(k);
+        for (int64_t d = 0; d < D_; ++d) sum[d] += e * (w[d] - geometry_.mean[d]);
       }
-    });
-    for (int64_t d = 0; d < D_; ++d) out[d] = 0.0;
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t d = 0; d < D_; ++d) out[d] += sums[part * D_ + d];
+    };
+    sum_of_rows(runtime_, K_, D_, add, out);
   }
 
   const Runtime& runtime_;

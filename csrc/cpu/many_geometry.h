@@ -70,6 +70,26 @@ inline bool all_finite(const T* x, int64_t n) {
   return true;
 }
 
+// out [D] = sum over rows k < K of what add(begin, end, sum) adds to sum [D] for each range of
+// them: ranges of a fixed number of rows in parallel, added up in order.
+template <class Add>
+inline void sum_of_rows(const Runtime& runtime, int64_t K, int64_t D, const Add& add, double* out) {
+  constexpr int64_t kPart = 128;
+  const int64_t parts = (K + kPart - 1) / kPart;
+  Scratch<double> sums(parts * D);
+  // A sum in double costs as much as some multiply-adds.
+  parallel(runtime, parts, 4 * kPart * D, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      double* const sum = sums.get() + part * D;
+      for (int64_t d = 0; d < D; ++d) sum[d] = 0.0;
+      add(part * kPart, (part + 1) * kPart < K ? (part + 1) * kPart : K, sum);
+    }
+  });
+  for (int64_t d = 0; d < D; ++d) out[d] = 0.0;
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t d = 0; d < D; ++d) out[d] += sums[part * D + d];
+}
+
 template <class T>
 class ManyGeometry {
  public:
@@ -149,31 +169,17 @@ class ManyGeometry {
   bool finite_prototypes = true;
 
  private:
-  // Partial sums over a fixed number of prototypes each, added in order.
   void average(const Runtime& runtime, int64_t K, int64_t D) {
-    constexpr int64_t kPart = 256;
-    const int64_t parts = (K + kPart - 1) / kPart;
-    Scratch<double> sums(parts * D);
-    // A sum in double costs as much as some multiply-adds.
-    parallel(runtime, parts, 4 * kPart * D, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) {
-        double* const sum = sums.get() + part * D;
-        for (int64_t d = 0; d < D; ++d) sum[d] = 0.0;
-        const int64_t last = (part + 1) * kPart < K ? (part + 1) * kPart : K;
-        int64_t k = part * kPart;
-        for (; k + 4 <= last; k += 4) {  // four at a time: sum is read and written less often
-          const T *const a = prototypes.row(k), *const b = a + D, *const c = b + D,
-                         *const e = c + D;
-          for (int64_t d = 0; d < D; ++d)
-            sum[d] += (static_cast<double>(a[d]) + b[d]) + (static_cast<double>(c[d]) + e[d]);
-        }
-        for (; k < last; ++k)
-          for (int64_t d = 0; d < D; ++d) sum[d] += prototypes.row(k)[d];
+    const auto add = [&](int64_t k, int64_t end, double* sum) {
+      for (; k + 4 <= end; k += 4) {  // four at a time: sum is read and written less often
+        const T *const a = prototypes.row(k), *const b = a + D, *const c = b + D, *const e = c + D;
+        for (int64_t d = 0; d < D; ++d)
+          sum[d] += (static_cast<double>(a[d]) + b[d]) + (static_cast<double>(c[d]) + e[d]);
       }
-    });
-    for (int64_t d = 0; d < D; ++d) mean[d] = 0.0;
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t d = 0; d < D; ++d) mean[d] += sums[part * D + d];
+      for (; k < end; ++k)
+        for (int64_t d = 0; d < D; ++d) sum[d] += prototypes.row(k)[d];
+    };
+    sum_of_rows(runtime, K, D, add, mean.get());
     for (int64_t d = 0; d < D; ++d) {
       mean[d] /= static_cast<double>(K);
       rounded_mean[d] = static_cast<T>(mean[d]);
