@@ -303,7 +303,7 @@ class NativeBuild:
 
     def want(self, target: str, *arguments: str) -> None:
         self.wanted.append(target)
-        self.arguments += [f"-D{OPTIONS[target]}=ON", *arguments]
+        self.arguments += arguments
 
     @property
     def work(self) -> Path:
@@ -317,25 +317,36 @@ class NativeBuild:
         """Builds what is wanted and installs it into `destination`, with the record beside it."""
         shutil.rmtree(destination, ignore_errors=True)
         destination.mkdir(parents=True)
-        if self.wanted:
-            try:
-                self.configure()
-            except BuildFailed as failure:
-                self.record["reasons"].update(dict.fromkeys(self.wanted, str(failure)))
-            else:
-                self.record.update(json.loads((self.work / "facts.json").read_text()))
-                for target in self.compile():
-                    run([self.cmake, "--install", str(self.work), "--component", target, "--strip",
-                         "--prefix", str(destination)])  # fmt: skip
-                    [library] = (p for p in destination.iterdir() if p.name.startswith(target))
-                    self.record["objects"][target] = library.name
+        if configured := self.succeeding(self.configure, "did not configure", self.wanted):
+            self.record.update(json.loads((self.work / "facts.json").read_text()))
+            for target in self.succeeding(self.compile, "did not compile", configured):
+                run([self.cmake, "--install", str(self.work), "--component", target, "--strip",
+                     "--prefix", str(destination)])  # fmt: skip
+                [library] = (p for p in destination.iterdir() if p.name.startswith(target))
+                self.record["objects"][target] = library.name
         text = json.dumps(self.record, indent=2) + "\n"
         (destination / "build.json").write_text(text)
 
-    def configure(self) -> None:
-        command = [self.cmake, "-S", str(ROOT), "-B", str(self.work), *self.arguments]
-        # What an earlier build asked for must not stay in the cache.
-        command += [f"-D{name}=OFF" for t, name in OPTIONS.items() if t not in self.wanted]
+    def succeeding(self, step, failed: str, targets: list[str]) -> list[str]:
+        """The targets for which step([*targets]) works; one that fails takes no other with it."""
+        succeeded: list[str] = []
+        for attempt in ([targets] if len(targets) > 1 else []) + [[t] for t in targets]:
+            try:
+                step([*succeeded, *attempt])
+            except BuildFailed as failure:
+                if len(attempt) == 1:
+                    self.record["reasons"][attempt[0]] = f"{failed}: {failure}"
+                continue
+            succeeded += attempt
+            if succeeded == targets:
+                return succeeded
+        if succeeded:
+            step(succeeded)  # the last attempt may have left what these cannot go on from
+        return succeeded
+
+    def configure(self, targets: list[str]) -> None:
+        options = (f"-D{name}={'ON' if t in targets else 'OFF'}" for t, name in OPTIONS.items())
+        command = [self.cmake, "-S", str(ROOT), "-B", str(self.work), *self.arguments, *options]
         try:
             run(command)
         except BuildFailed:
@@ -345,21 +356,9 @@ class NativeBuild:
             shutil.rmtree(self.work)
             run(command)
 
-    def compile(self) -> list[str]:
-        """The targets that were built; one that fails does not take the others with it."""
+    def compile(self, targets: list[str]) -> None:
         command = [self.cmake, "--build", str(self.work), "--parallel", str(jobs()), "--target"]
-        try:
-            run([*command, *self.wanted])
-            return self.wanted
-        except BuildFailed:
-            built = []
-        for target in self.wanted:
-            try:
-                run([*command, target])
-                built.append(target)
-            except BuildFailed as failure:
-                self.record["reasons"][target] = f"did not compile: {failure}"
-        return built
+        run([*command, *targets])
 
     def missing(self) -> str | None:
         """The first object that CFAL_BUILD asked for and that is not there, with the reason."""

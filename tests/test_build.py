@@ -161,8 +161,8 @@ def test_an_unbuilt_checkout_says_what_to_do(monkeypatch):
 
 
 @in_checkout
-class TestCudaPlan:
-    """What setup.py decides about the CUDA operators, from a torch and an nvcc made up here."""
+class TestPlan:
+    """What setup.py decides; for CUDA operators, from a torch and an nvcc made up here."""
 
     @pytest.fixture
     def setup(self, monkeypatch):
@@ -221,6 +221,23 @@ class TestCudaPlan:
         assert build.missing() is None
         build.record["reasons"]["cfal_torch_cpu"] = "did not compile"
         assert build.missing() == "cfal_torch_cpu was not built: did not compile"
+
+    def test_one_that_cannot_be_configured_takes_no_other_with_it(
+        self, setup, tmp_path, monkeypatch
+    ):
+        without = "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON"
+        monkeypatch.setenv("CFAL_CMAKE_ARGS", without)
+        build = setup.NativeBuild("cpu", "0.1.0", tmp_path)
+        build.plan()
+        if set(build.wanted) != {"cfal_torch_cpu", "cfal_torch_autograd", "_numpy_door"}:
+            pytest.skip(f"not all objects can be built here: {build.record['reasons']}")
+        configured = build.succeeding(build.configure, "did not configure", build.wanted)
+        assert configured == ["cfal_torch_cpu"]
+        for target in ("cfal_torch_autograd", "_numpy_door"):
+            reason = build.record["reasons"][target]
+            assert reason.startswith("did not configure: ") and "Python" in reason
+        cache = (build.work / "CMakeCache.txt").read_text()  # of the last run: what is built next
+        assert "CFAL_TORCH_CPU:BOOL=ON" in cache and "CFAL_NUMPY_DOOR:BOOL=OFF" in cache
 
     def test_architectures(self, setup, tmp_path, monkeypatch):
         self.nvcc(tmp_path, monkeypatch, "13.0")
