@@ -1,4 +1,4 @@
-"""The tests' own tool for other devices: a copy that lies in memory as its original does."""
+"""The tests' own tools: copies for other devices that lie in memory as the original, and groups."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def test_gradients_travel_back_in_their_own_layout():
     (grad,) = torch.autograd.grad(there, x, torch.ones(1, 2, dtype=torch.float64).expand(3, 2))
     assert grad.stride() == seen[0] == (0, 1)
     assert torch.autograd.gradgradcheck(lambda x: Moved.apply(x, "cpu").square(), x)
+
+
+@pytest.mark.xdist_group("grouped")
+def test_tests_of_a_group_stay_in_one_process(request):
+    """A pytest that xdist cannot tell its groups makes every costly fixture in every process."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("one process, or another distribution than --dist loadgroup")
+    assert request.node.nodeid.endswith("@grouped")

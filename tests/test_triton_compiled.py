@@ -25,7 +25,11 @@ pytestmark = [
 needs_cuobjdump = pytest.mark.skipif(
     tool("cuobjdump") is None, reason="needs cuobjdump, of the CUDA toolkit or of Triton's wheel"
 )
-every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize(
+    "architecture",
+    # What is compiled for one is kept by the process.
+    [pytest.param(a, marks=pytest.mark.xdist_group(f"triton_sm_{a}")) for a in ARCHITECTURES],
+)
 #: The kernels that multiply matrices.
 PRODUCTS = ("affinities_kernel", "features_kernel", "prototypes_kernel")
 compiled = functools.cache(triton_resources.compile_all)
