@@ -45,7 +45,7 @@ compiled: Operators | None = None
 _CACHE_BUDGET = 1 << 21
 _SCRATCH_BUDGET = 1 << 20
 _PAIRS_BUDGET = 1 << 20
-_ROW_STATE = 5
+_ROW_STATE = 6
 _SCALARS = 3
 
 

@@ -57,6 +57,9 @@ CASES = {
     "many-off-origin": Case(MANY, Sample(140, 300, dim=33, offset=50.0)),
     "many-half": Case(MANY, Sample(140, 90, dim=33), torch.float16),
     "many-without-diversity": Case(MANY, Sample(140, 90, dim=33), diversity_weight=0.0),
+    # In so few dimensions some pairs of any blocks and tiles are near.
+    "many-near-pairs": Case(MANY, Sample(1300, 600, dim=3)),
+    "many-near-pairs-half": Case(MANY, Sample(300, 130, 3, dim=2), torch.bfloat16),
     # Rows and prototypes enough for blocks cut in two and several tiles.
     "many-cut-blocks": Case(MANY, Sample(1300, 300, 2, dim=37)),
     "many-cut-blocks-off-origin": Case(MANY, Sample(1300, 600, dim=70, offset=30.0)),

@@ -111,7 +111,7 @@ class Sample:
     """Random inputs that float32 represents exactly, so that one truth serves both dtypes.
 
     Features lie at `distance` from their own prototype in units of the prototypes' spread; all of
-    it lies at `offset` from the origin.
+    it lies at `offset` from the origin. sigma is `width` D.
     """
 
     rows: int
@@ -121,16 +121,17 @@ class Sample:
     distance: float = 1.0
     offset: float = 0.0
     seed: int = 0
+    width: float = 2.0
 
     @property
     def keywords(self) -> dict:
-        """sigma = 2 D puts affinities near 1 / e, rho R near the margin (R is about 8 D).
+        """Width 2 puts affinities near 1 / e, rho R near the margin (R is about 8 D).
 
         Nothing else is neutral.
         """
         weights = torch.linspace(0.5, 1.5, self.classes, dtype=F64).float()
         return {
-            "sigma": 2.0 * self.dim,
+            "sigma": self.width * self.dim,
             "gamma": 1.5,
             "diversity_weight": 0.01 / self.dim,
             "class_weights": weights,

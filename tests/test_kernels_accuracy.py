@@ -117,8 +117,57 @@ def unequal_prototypes(shape: str):
 def without_diversity(shape: str, distance: float):
     """A random sample and its truth for rho = 0."""
     sample = Sample(**SHAPES[shape], distance=distance)
-    inputs, keywords = sample.inputs(), {**sample.keywords, "diversity_weight": 0.0}
-    return sample, *inputs, truth(*inputs, sample.upstream(), **keywords)
+    return without_diversity_at(sample, *sample.inputs())
+
+
+@lru_cache
+def near_other_classes(shape: str, noise: float):
+    """Rows at prototypes of other classes: f_i - w_j is small beside f_i and w_j.
+
+    sigma is small enough for these pairs to be most of the gradients.
+    """
+    sample = Sample(**SHAPES[shape], width=1 / 6)
+    _, w, y = sample.inputs()
+    draw = torch.Generator().manual_seed(1)
+    other = (y + 1 + torch.arange(len(y)) % (len(w) - 1)) % len(w)
+    f = w[other, -1] + noise * torch.randn(len(y), w.shape[2], generator=draw, dtype=F64)
+    return without_diversity_at(sample, f.float().double(), w, y)
+
+
+@lru_cache
+def outlying_prototype(shape: str, factor: float):
+    """One prototype so far out that the mean of all is nowhere near the others."""
+    sample = Sample(**SHAPES[shape])
+    f, w, y = sample.inputs()
+    w[0] *= factor
+    y[y == 0] = 1
+    return without_diversity_at(sample, f, w.float().double(), y)
+
+
+@lru_cache
+def two_groups(shape: str, offset: float):
+    """Classes at +offset and at -offset in every direction: no common centre is near to all."""
+    sample = Sample(**SHAPES[shape])
+    f, w, y = sample.inputs()
+    side = offset * (torch.arange(len(w)) % 2 * 2.0 - 1.0).double()
+    f, w = f + side[y, None], w + side[:, None, None]
+    return without_diversity_at(sample, f.float().double(), w.float().double(), y)
+
+
+def without_diversity_at(sample, f, w, y):
+    keywords = {**sample.keywords, "diversity_weight": 0.0}
+    return sample, f, w, y, truth(f, w, y, sample.upstream(), **keywords)
+
+
+ODD_PLACES = {
+    "at-other-prototypes": (near_other_classes, 1e-2),
+    "close-at-other-prototypes": (near_other_classes, 1e-4),
+    "outlier": (outlying_prototype, 1e4),
+    "far-outlier": (outlying_prototype, 1e10),
+    "groups": (two_groups, 30.0),
+    "far-groups": (two_groups, 1e3),
+}
+every_odd_place = pytest.mark.parametrize("place", ODD_PLACES)
 
 
 def run(path, dtype, sample, f, w, y, **changes):
@@ -152,6 +201,13 @@ class TestBounds:
         *inputs, exact = unequal_prototypes(shape)
         assert_close_to(exact, run(path, dtype, *inputs), dtype)
 
+    @every_odd_place
+    def test_gradients_where_differences_are_small(self, path, dtype, shape, place):
+        # Nothing but the loss's own terms: with R those of the own class would outweigh them.
+        make, how = ODD_PLACES[place]
+        *inputs, exact = make(shape, how)
+        assert_close_to(exact, run(path, dtype, *inputs, diversity_weight=0.0), dtype)
+
 
 def assert_at_most_twice_eager(path, dtype, exact, sample, f, w, y, noise=16, **changes):
     """Per tensor; `noise` units in the last place are the handful of roundings on the way."""
@@ -178,6 +234,13 @@ class TestAgainstEager:
         # Without R a row whose one open hinge is barely open shows its error whole: in float64 the
         # kernels for many prototypes trust products up to a hundredth of the gate.
         *inputs, exact = without_diversity(shape, distance)
+        noise = 64 if dtype == F64 else 16
+        assert_at_most_twice_eager(path, dtype, exact, *inputs, noise, diversity_weight=0.0)
+
+    @every_odd_place
+    def test_gradients_where_differences_are_small(self, path, dtype, shape, place):
+        make, how = ODD_PLACES[place]
+        *inputs, exact = make(shape, how)
         noise = 64 if dtype == F64 else 16
         assert_at_most_twice_eager(path, dtype, exact, *inputs, noise, diversity_weight=0.0)
 

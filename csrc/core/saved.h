@@ -33,7 +33,7 @@ struct FewLayout {
 // (many_rows.h) | R, mu, whether everything is taken about the mean | pair or moment matrix, if
 // kept.
 struct ManyLayout {
-  static constexpr int64_t kRowState = 5;
+  static constexpr int64_t kRowState = 6;
   static constexpr int64_t kScalars = 3;
   int64_t B, K, D;
 

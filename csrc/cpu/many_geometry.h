@@ -153,8 +153,10 @@ class ManyGeometry {
 
   // Bound of the error in q / sigma of a product in arithmetic of relative error `epsilon`.
   double product_error(double epsilon, double f_norm) const {
-    return epsilon * (f_norm + (centred ? largest_centred_norm : largest_norm)) / sigma;
+    return epsilon * (f_norm + largest_product_norm()) / sigma;
   }
+  // Of the prototypes as products see them.
+  double largest_product_norm() const { return centred ? largest_centred_norm : largest_norm; }
 
   const PrototypeRows<T> prototypes;
   const double sigma;

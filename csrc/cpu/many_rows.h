@@ -5,6 +5,9 @@
 // Distances come from a matrix product, decisions do not: an entry whose hinge or nearest centre is
 // within the product's error is computed again by direct differences. The own class is always
 // direct.
+//   A pair with |f|^2 + |w|^2 > 64 q is near, and its A_ij is stored with a minus: the backward's
+// sums of products f_i sum_j A_ij - sum_j A_ij w_j would lose the digits of f_i - w_j. The norms
+// are those about the mean where products are taken about it.
 #pragma once
 
 #include "../core/saved.h"
@@ -15,7 +18,14 @@ namespace cfal {
 namespace CFAL_ISA {
 
 // Columns of the row state.
-enum RowState : int64_t { kSlope = 0, kOwn = 1, kDiversity = 2, kOwnCentre = 3, kActiveSum = 4 };
+enum RowState : int64_t {
+  kSlope = 0,
+  kOwn = 1,
+  kDiversity = 2,
+  kOwnCentre = 3,
+  kActiveSum = 4,
+  kHasNear = 5
+};
 
 template <class G>
 constexpr double kProductError = sizeof(G) == 8 ? 4e-16 : 3e-7;
@@ -23,9 +33,13 @@ constexpr double kProductError = sizeof(G) == 8 ? 4e-16 : 3e-7;
 template <class T>
 constexpr double kToleratedError = sizeof(T) == 8 ? 2e-13 : 4e-6;
 
+// Squared distance of a near pair, as a share of |f|^2 + |w|^2.
+constexpr double kNearShare = 1.0 / 64;
+
 template <class G>
 struct HingeSums {
   Vec<G> hinge{}, affinity{};  // of the active hinges
+  Vec<G> largest{};            // affinity of an active hinge
   IntVec<G> active{},
       doubtful{};  // masks: -1 for each active hinge; any bit where a hinge is in doubt
 };
@@ -58,6 +72,7 @@ class HingeConstants {
     const Vec<G> zero{}, kept = on ? a : zero;
     sums.hinge += on ? h : zero;
     sums.affinity += kept;
+    sums.largest = kept > sums.largest ? kept : sums.largest;
     sums.active += on;
     sums.doubtful |= unsure;
     return unsure ? zero - G{1} : kept;
@@ -74,7 +89,9 @@ struct RowAtHand {
   bool counted, finite;
   int64_t own_centre;                      // within the class
   double ratio, s;                         // q_iy / sigma and the own affinity
-  double hinge_sum, active, affinity_sum;  // over the active hinges
+  double hinge_sum, active, affinity_sum;  // over the active hinges; affinities without near pairs
+  double largest;                          // affinity of an active hinge, of the classes at hand
+  bool near;                               // whether there are near pairs
 };
 
 // The loss of a row, once R is known, and its state [kRowState].
@@ -92,6 +109,7 @@ double finish_row(const Problem& p, const RowConstants& shared, const RowAtHand&
       p.has_diversity() ? p.diversity_weight * terms.hinge_slope * shared.scale : 0.0);
   state[kOwnCentre] = static_cast<T>(row.own_centre);
   state[kActiveSum] = static_cast<T>(row.affinity_sum + poison);
+  state[kHasNear] = row.near && row.finite ? T{1} : T{0};
   return terms.loss;
 }
 
@@ -152,7 +170,7 @@ class ManyRows {
   // Own class by direct differences over its M centres.
   void start_row(int64_t i, const T* f, RowAtHand& row) {
     const int64_t y = p_.target_at(i);
-    row = {y, y != p_.ignore_index, true, 0, 0.0, 0.0, 0.0, 0.0, 0.0};
+    row = {y, y != p_.ignore_index, true, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, false};
     if (!row.counted) return;
     double best = squared_distance(f, geometry_.prototypes.row(y * p_.M), p_.D);
     row.finite = geometry_.finite_prototypes &&
@@ -185,9 +203,12 @@ class ManyRows {
     }
     const double error = geometry_.product_error(kProductError<G>, f_norm);
     const int64_t first_class = k / p_.M, classes = n / p_.M;
+    const double far_before = row.affinity_sum;
+    row.largest = 0.0;
     if (p_.M == 1) {
       hinge_classes(
           row, f, first_class, classes, error, products, [k](int64_t c) { return k + c; }, active);
+      mark_near(row, norm, w_norm, n, far_before, active);
       return;
     }
     double* q = compact_q_.get();
@@ -198,6 +219,34 @@ class ManyRows {
         compact_.get());
     for (int64_t i = 0; i < n; ++i) active[i] = T{0};
     for (int64_t c = 0; c < classes; ++c) active[nearest_[c]] = compact_[c];
+    mark_near(row, norm, w_norm, n, far_before, active);
+  }
+
+  // Gives the near pairs among n active affinities their minus, and leaves them out of
+  // affinity_sum, which was far_before without these n.
+  template <class G>
+  void mark_near(RowAtHand& row, G f_norm, const G* w_norm, int64_t n, double far_before,
+                 T* active) {
+    const double rate = -kNearShare / p_.sigma;
+    // q <= (|f|^2 + |w|^2) / 64 where a >= exp(-(|f|^2 + |w|^2) / (64 sigma)).
+    if (row.largest < affinity(kNearShare * (f_norm + geometry_.largest_product_norm()), p_.sigma))
+      return;
+    row.affinity_sum = far_before;
+    for (int64_t k = 0; k < n; k += kLanes<G>) {
+      const int64_t lanes = n - k < kLanes<G> ? n - k : kLanes<G>;
+      const Vec<G> norms = f_norm +
+                           (lanes < kLanes<G> ? load_first(w_norm + k, lanes) : load(w_norm + k)),
+                   least = exp_nonpositive<G>(norms * static_cast<G>(rate));
+      for (int64_t l = 0; l < lanes; ++l) {
+        T& a = active[k + l];
+        if (a > T{0} && static_cast<G>(a) >= least[l]) {
+          a = -a;
+          row.near = true;
+        } else {
+          row.affinity_sum += a;
+        }
+      }
+    }
   }
 
   // Nearest of the M centres from prototype k on; those within the error of the smallest are
@@ -265,6 +314,8 @@ class ManyRows {
       }
       row.hinge_sum += sum_lanes<G>(sums.hinge);
       row.affinity_sum += sum_lanes<G>(sums.affinity);
+      for (int l = 0; l < kLanes<G>; ++l)
+        row.largest = sums.largest[l] > row.largest ? sums.largest[l] : row.largest;
       bool doubtful = false;
       for (int l = 0; l < kLanes<G>; ++l) {
         row.active -= static_cast<double>(sums.active[l]);
@@ -284,6 +335,7 @@ class ManyRows {
     if (!(h > 0.0)) return T{0};
     row.hinge_sum += h;
     row.affinity_sum += a;
+    row.largest = a > row.largest ? a : row.largest;
     row.active += 1.0;
     return static_cast<T>(a);
   }
