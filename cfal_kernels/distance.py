@@ -1,24 +1,16 @@
-"""Squared distances by direct differences, in bounded memory, with a gradient."""
+"""Squared distances of rows to prototypes, for inference: by the compiled operators on the CPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import _arguments
-
-# Elements of a block of differences: small enough for a cache, large enough to amortise the calls.
-_BLOCK = 1 << 18
+from . import _arguments, ops
+from .pairwise import PairwiseSquared, compute_dtype, nearest_centre, pull
 
 
-class PairwiseSquared(torch.autograd.Function):
-    """q_ik = |f_i - w_k|^2 for f [B, D] and w [K, D], never through |f|^2 + |w|^2 - 2 f.w.
-
-    dq_ik/df_i = 2 (f_i - w_k) = -dq_ik/dw_k. Autograd through a broadcast difference would hold [B,
-    K, D].
-    """
-
-    generate_vmap_rule = True
+class CompiledSquared(torch.autograd.Function):
+    """`PairwiseSquared` by the operators of the CPU, which read every dtype as it is."""
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -27,52 +19,31 @@ class PairwiseSquared(torch.autograd.Function):
 
     @staticmethod
     def forward(f: Tensor, w: Tensor) -> Tensor:
-        """Returns q [B, K]."""
-        # Not torch.cdist: the square root it takes costs digits of q / sigma, which the exponential
-        # of a far row multiplies.
-        blocks = [
-            (f[i:j, None, :] - w).square().sum(2) for i, j in row_blocks(f.shape[0], w.numel())
-        ]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        """Returns q [B, K] in the compute type."""
+        return torch.ops.cfal.squared_distances(f, w)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the gradients of f and w; itself differentiable."""
+        """Returns the gradients of f and w; differentiable if that is asked for."""
         f, w = ctx.saved_tensors
         need_f, need_w = ctx.needs_input_grad
-        return pull(f, w, grad) if need_f else None, pull(w, f, grad.t()) if need_w else None
+        if torch.is_grad_enabled():  # create_graph: the operators have no second derivative
+            x, y = f.to(grad.dtype), w.to(grad.dtype)
+            grad_f = pull(x, y, grad).to(f.dtype) if need_f else None
+            return grad_f, pull(y, x, grad.t()).to(w.dtype) if need_w else None
+        grad_f, grad_w = torch.ops.cfal.squared_distances_backward(grad, f, w, need_f, need_w)
+        return grad_f if need_f else None, grad_w if need_w else None
 
-
-def pull(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """sum_k 2 g_nk (x_n - y_k) for x [N, D], y [K, D] and weights g [N, K], by blocks of rows."""
-    blocks = [
-        (2.0 * weight[i:j, :, None] * (x[i:j, None, :] - y)).sum(1)
-        for i, j in row_blocks(x.shape[0], y.numel())
-    ]
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-
-def row_blocks(rows: int, elements_per_row: int) -> list[tuple[int, int]]:
-    """Ranges that cut `rows` so that a block holds about 2^18 elements."""
-    if (
-        rows * elements_per_row <= _BLOCK
-    ):  # one block, without a loop over a size that tracing keeps symbolic
-        return [(0, rows)]
-    step = max(1, _BLOCK // elements_per_row)
-    return [(i, min(i + step, rows)) for i in range(0, rows, step)]
-
-
-def nearest_centre(q: Tensor) -> Tensor:
-    """Minimum over the last dimension of q [B, C, M]; ties to the lowest index, NaN stays."""
-    if q.shape[2] == 1:
-        return q[:, :, 0]
-    return q.gather(2, q.argmin(dim=2, keepdim=True))[:, :, 0]
-
-
-def compute_dtype(features: Tensor, prototypes: Tensor) -> torch.dtype:
-    """float64 if either input is float64, else float32."""
-    double = torch.float64
-    return double if double in (features.dtype, prototypes.dtype) else torch.float32
+    @staticmethod
+    def vmap(info, in_dims: tuple, f: Tensor, w: Tensor) -> tuple[Tensor, int]:
+        """Maps over f, w or both; one of them alone makes one larger call."""
+        f = f if in_dims[0] is None else f.movedim(in_dims[0], 0)
+        w = w if in_dims[1] is None else w.movedim(in_dims[1], 0)
+        if in_dims[1] is None:
+            return CompiledSquared.apply(f.flatten(0, 1), w).unflatten(0, f.shape[:2]), 0
+        if in_dims[0] is None:
+            return CompiledSquared.apply(f, w.flatten(0, 1)).unflatten(1, w.shape[:2]), 1
+        return torch.stack([CompiledSquared.apply(*pair) for pair in zip(f, w, strict=True)]), 0
 
 
 def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -96,8 +67,11 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         tensor([[25.,  1.]])
     """
     _arguments.check_inference(features, prototypes)
-    dtype = compute_dtype(features, prototypes)
-    f, w = features.to(dtype), prototypes.to(dtype)
-    classes, centres = (w.shape[0], 1) if w.dim() == 2 else w.shape[:2]
-    q = PairwiseSquared.apply(f, w.reshape(classes * centres, -1))
+    classes, centres = (len(prototypes), 1) if prototypes.dim() == 2 else prototypes.shape[:2]
+    f, w = features, prototypes.reshape(classes * centres, -1)
+    if not ops.unavailable and f.device.type == w.device.type == "cpu":
+        q = CompiledSquared.apply(f, w)
+    else:
+        dtype = compute_dtype(f, w)
+        q = PairwiseSquared.apply(f.to(dtype), w.to(dtype))
     return nearest_centre(q.view(-1, classes, centres))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _build
 from ._regime import FEW
-from .distance import compute_dtype
+from .pairwise import compute_dtype
 
 
 class Operators(NamedTuple):
@@ -143,6 +143,8 @@ def _load() -> str:
     torch.library.register_fake("cfal::forward", _fake_forward)
     torch.library.register_fake("cfal::backward", _fake_backward)
     torch.library.register_fake("cfal::value_and_grad", _fake_value_and_grad)
+    torch.library.register_fake("cfal::squared_distances", _fake_squared_distances)
+    torch.library.register_fake("cfal::squared_distances_backward", _fake_distances_backward)
     return ""
 
 
@@ -206,6 +208,24 @@ def _fake_value_and_grad(
     loss, saved = _fake_forward(*inputs, True)
     grads = _fake_backward(loss, saved, *inputs, need_features, need_prototypes)
     return loss, saved, *grads
+
+
+def _fake_squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
+    shape = (features.shape[0], prototypes.shape[:-1].numel())
+    return features.new_empty(shape, dtype=compute_dtype(features, prototypes))
+
+
+def _fake_distances_backward(
+    grad: Tensor,
+    features: Tensor,
+    prototypes: Tensor,
+    need_features: bool,
+    need_prototypes: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        features.new_empty(features.shape if need_features else (0,)),
+        prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
+    )
 
 
 unavailable = _load()

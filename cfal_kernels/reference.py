@@ -1,7 +1,7 @@
 """The Center-Focused Affinity Loss as it is defined, in plain torch, written to be read.
 
 Three steps have a gradient written by hand, each because autograd's own would cost digits or
-memory: the distances (`distance.PairwiseSquared`), the focal factor and the diversity term.
+memory: the distances (`pairwise.PairwiseSquared`), the focal factor and the diversity term.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments
-from .distance import PairwiseSquared, compute_dtype, nearest_centre, pull, row_blocks
+from .pairwise import PairwiseSquared, compute_dtype, nearest_centre, pull, row_blocks
 
 
 def cfal_loss(

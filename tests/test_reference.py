@@ -138,12 +138,12 @@ def test_gradcheck(gamma, centres):
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):
-    from cfal_kernels import distance
+    from cfal_kernels import pairwise
 
     f, w, y = problem(rows=11, classes=5, centres=2)
     loss = cfal.reference.cfal_loss(f, w, y, sigma=10.0)
     whole = grads(loss, f, w)
-    monkeypatch.setattr(distance, "_BLOCK", 23)  # blocks of one or two rows, and a remainder
+    monkeypatch.setattr(pairwise, "_BLOCK", 23)  # blocks of one or two rows, and a remainder
     blocked = cfal.reference.cfal_loss(f, w, y, sigma=10.0)
     torch.testing.assert_close(blocked, loss, rtol=1e-14, atol=0)
     for a, b in zip(grads(blocked, f, w), whole, strict=True):

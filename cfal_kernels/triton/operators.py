@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import _arguments
 from .._regime import FEW
-from ..distance import compute_dtype
 from ..ops import Operators
+from ..pairwise import compute_dtype
 from . import few, interpreter, many, many_saved
 
 _INPUTS = "Tensor features, Tensor prototypes, Tensor target, Tensor? class_weights"

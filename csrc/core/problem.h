@@ -83,7 +83,7 @@ inline bool sizes_fit(const Problem& p) {
   constexpr double kLargest = 72057594037927936.0;  // 2^56 elements
   const double B = static_cast<double>(p.B), D = static_cast<double>(p.D);
   const double K = static_cast<double>(p.C) * static_cast<double>(p.M);
-  const double saved = p.regime == Regime::kFew ? (B + K) * (K + 1.0) : B * 5.0;
+  const double saved = p.regime == Regime::kFew ? (B + K) * (K + 1.0) : B * 6.0;
   return K * D < kLargest && B * D < kLargest && B * K < kLargest && saved < kLargest &&
          B + K + D < kLargest;
 }

@@ -9,6 +9,10 @@
 // value_and_grad is the two for an upstream gradient that is known beforehand (one value, or one a
 // row, by its stride), bit for bit, where it can in one pass; saved is not null.
 //
+// distances writes q [B, K] = |f_i - w_k|^2 in the compute type; distances_backward the gradients
+// of sum_ik g_ik q_ik, for g of the compute type. Of the problem both read sizes, features and
+// prototypes alone.
+//
 // loss and saved have the compute type: float64 if features or prototypes are, else float32.
 // Targets must have been checked with find_bad_target, which also counts the rows that are not
 // ignored. Results are bitwise equal from run to run and for every number of threads on one
@@ -33,6 +37,11 @@ void backward(const Problem& problem, int64_t counted_rows, const UpstreamView& 
 void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss,
                     const Runtime& runtime, void* loss, void* saved, void* grad_features,
                     void* grad_prototypes);
+
+void distances(const Problem& problem, const Runtime& runtime, void* q);
+
+void distances_backward(const Problem& problem, const MatrixView& g, const Runtime& runtime,
+                        void* grad_features, void* grad_prototypes);
 
 // The instruction set in use ("baseline", "avx2", "avx512"): the best one that this machine and
 // CFAL_CPU_ISA allow.

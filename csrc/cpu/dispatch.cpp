@@ -8,13 +8,6 @@
 namespace cfal {
 namespace {
 
-struct Kernels {
-  const char* name;
-  decltype(&baseline::forward) forward;
-  decltype(&baseline::backward) backward;
-  decltype(&baseline::value_and_grad) value_and_grad;
-};
-
 Kernels choose() {
 #if defined(CFAL_X86_VARIANTS)
   const char* cap = std::getenv("CFAL_CPU_ISA");
@@ -22,11 +15,10 @@ Kernels choose() {
   const bool avx2_at_most = cap != nullptr && std::strcmp(cap, "avx2") == 0;
   // The feature levels of the x86-64 psABI, as in -march=x86-64-v3 and -v4.
   if (!baseline_only && !avx2_at_most && __builtin_cpu_supports("x86-64-v4"))
-    return {"avx512", &avx512::forward, &avx512::backward, &avx512::value_and_grad};
-  if (!baseline_only && __builtin_cpu_supports("x86-64-v3"))
-    return {"avx2", &avx2::forward, &avx2::backward, &avx2::value_and_grad};
+    return CFAL_KERNELS(avx512);
+  if (!baseline_only && __builtin_cpu_supports("x86-64-v3")) return CFAL_KERNELS(avx2);
 #endif
-  return {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad};
+  return CFAL_KERNELS(baseline);
 }
 
 const Kernels& kernels() {
@@ -53,6 +45,15 @@ void value_and_grad(const Problem& problem, int64_t counted_rows, const Upstream
                     void* grad_prototypes) {
   kernels().value_and_grad(problem, counted_rows, grad_loss, runtime, loss, saved, grad_features,
                            grad_prototypes);
+}
+
+void distances(const Problem& problem, const Runtime& runtime, void* q) {
+  kernels().distances(problem, runtime, q);
+}
+
+void distances_backward(const Problem& problem, const MatrixView& g, const Runtime& runtime,
+                        void* grad_features, void* grad_prototypes) {
+  kernels().distances_backward(problem, g, runtime, grad_features, grad_prototypes);
 }
 
 const char* active_isa() { return kernels().name; }

@@ -15,6 +15,9 @@
   void value_and_grad(const Problem& problem, int64_t counted_rows, const UpstreamView& grad_loss, \
                       const Runtime& runtime, void* loss, void* saved, void* grad_features,        \
                       void* grad_prototypes);                                                      \
+  void distances(const Problem& problem, const Runtime& runtime, void* q);                         \
+  void distances_backward(const Problem& problem, const MatrixView& g, const Runtime& runtime,     \
+                          void* grad_features, void* grad_prototypes);                             \
   }                                                                                                \
   }
 
@@ -28,3 +31,22 @@ CFAL_DECLARE_ISA(wide)
 #endif
 
 #undef CFAL_DECLARE_ISA
+
+namespace cfal {
+
+struct Kernels {
+  const char* name;
+  decltype(&baseline::forward) forward;
+  decltype(&baseline::backward) backward;
+  decltype(&baseline::value_and_grad) value_and_grad;
+  decltype(&baseline::distances) distances;
+  decltype(&baseline::distances_backward) distances_backward;
+};
+
+#define CFAL_KERNELS(ISA)                                                       \
+  ::cfal::Kernels {                                                             \
+    #ISA, &ISA::forward, &ISA::backward, &ISA::value_and_grad, &ISA::distances, \
+        &ISA::distances_backward                                                \
+  }
+
+}  // namespace cfal

@@ -1,5 +1,6 @@
 // The kernels for one instruction set: this file is compiled once for each, with CFAL_ISA naming
 // the namespace.
+#include "all_distances.h"
 #include "few_value_and_grad.h"
 #include "isa.h"
 #include "many_backward.h"
@@ -73,6 +74,21 @@ void value_and_grad(const Problem& p, int64_t counted_rows, const UpstreamView& 
   else
     value_and_grad_as<float>(p, counted_rows, grad_loss, runtime, loss, saved, grad_features,
                              grad_prototypes);
+}
+
+void distances(const Problem& p, const Runtime& runtime, void* q) {
+  if (computes_in_double(p))
+    all_distances(p, runtime, static_cast<double*>(q));
+  else
+    all_distances(p, runtime, static_cast<float*>(q));
+}
+
+void distances_backward(const Problem& p, const MatrixView& g, const Runtime& runtime,
+                        void* grad_features, void* grad_prototypes) {
+  if (computes_in_double(p))
+    all_distances_backward<double>(p, g, runtime, grad_features, grad_prototypes);
+  else
+    all_distances_backward<float>(p, g, runtime, grad_features, grad_prototypes);
 }
 
 }  // namespace CFAL_ISA

@@ -90,6 +90,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> value_and_grad(
           std::move(gradients.prototypes)};
 }
 
+Tensor squared_distances(const Tensor& features, const Tensor& prototypes) {
+  const Problem p = make_places(features, prototypes);
+  Tensor q = empty({p.B, p.K()}, compute_code(p), cpu());
+  distances(p, kRuntime, q.data_ptr());
+  return q;
+}
+
+std::tuple<Tensor, Tensor> squared_distances_backward(const Tensor& grad, const Tensor& features,
+                                                      const Tensor& prototypes, bool need_features,
+                                                      bool need_prototypes) {
+  const Problem p = make_places(features, prototypes);
+  const Facts g = facts_of(grad);
+  STD_TORCH_CHECK(
+      g.dim == 2 && g.sizes[0] == p.B && g.sizes[1] == p.K() && g.dtype == compute_code(p),
+      "cfal: grad must have the shape and dtype of the distances");
+  Gradients gradients(p, prototypes, need_features, need_prototypes, cpu());
+  distances_backward(p, {g.data, dtype_of(g, "grad"), p.B, p.K(), g.strides[0], g.strides[1]},
+                     kRuntime, gradients.features_out(), gradients.prototypes_out());
+  return {std::move(gradients.features), std::move(gradients.prototypes)};
+}
+
 }  // namespace
 }  // namespace cfal::torch_door
 
@@ -97,4 +118,6 @@ STABLE_TORCH_LIBRARY_IMPL(cfal, CPU, m) {
   m.impl("forward", TORCH_BOX(&cfal::torch_door::forward));
   m.impl("backward", TORCH_BOX(&cfal::torch_door::backward));
   m.impl("value_and_grad", TORCH_BOX(&cfal::torch_door::value_and_grad));
+  m.impl("squared_distances", TORCH_BOX(&cfal::torch_door::squared_distances));
+  m.impl("squared_distances_backward", TORCH_BOX(&cfal::torch_door::squared_distances_backward));
 }

@@ -73,15 +73,17 @@ struct Parameters {
   int64_t reduction, ignore_index, regime;
 };
 
-inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototypes_tensor,
-                            const Tensor& target_tensor, const std::optional<Tensor>& class_weights,
-                            const Parameters& parameters) {
-  const Facts features = facts_of(features_tensor), prototypes = facts_of(prototypes_tensor),
-              target = facts_of(target_tensor);
-  STD_TORCH_CHECK(
-      features.dim == 2 && (prototypes.dim == 2 || prototypes.dim == 3) && target.dim == 1,
-      "cfal: features, prototypes and target must have 2, 2 or 3, and 1 dimensions, got ",
-      features.dim, ", ", prototypes.dim, " and ", target.dim);
+inline void check_sizes(const Problem& p) {
+  STD_TORCH_CHECK(sizes_fit(p), "cfal: features of ", p.B, " rows and ", p.D, " columns with ", p.C,
+                  " classes of ", p.M, " centres are too large");
+}
+
+// Features and prototypes alone.
+inline Problem make_places(const Tensor& features_tensor, const Tensor& prototypes_tensor) {
+  const Facts features = facts_of(features_tensor), prototypes = facts_of(prototypes_tensor);
+  STD_TORCH_CHECK(features.dim == 2 && (prototypes.dim == 2 || prototypes.dim == 3),
+                  "cfal: features and prototypes must have 2, and 2 or 3 dimensions, got ",
+                  features.dim, " and ", prototypes.dim);
   const bool flat = prototypes.dim == 2;  // [C, D]: one centre a class
   Problem p;
   p.B = features.sizes[0];
@@ -90,8 +92,6 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
   p.M = flat ? 1 : prototypes.sizes[1];
   STD_TORCH_CHECK(prototypes.sizes[prototypes.dim - 1] == p.D, "cfal: features have ", p.D,
                   " columns, prototypes ", prototypes.sizes[prototypes.dim - 1]);
-  STD_TORCH_CHECK(target.sizes[0] == p.B, "cfal: features have ", p.B, " rows, target ",
-                  target.sizes[0]);
   STD_TORCH_CHECK(p.C > 0 && p.M > 0 && p.D > 0, "cfal: prototypes must not be empty");
   p.features = {features.data,      dtype_of(features, "features"), p.B, p.D, features.strides[0],
                 features.strides[1]};
@@ -100,6 +100,18 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
   p.prototype_strides[0] = prototypes.strides[0];
   p.prototype_strides[1] = flat ? 0 : prototypes.strides[1];
   p.prototype_strides[2] = prototypes.strides[prototypes.dim - 1];
+  check_sizes(p);
+  return p;
+}
+
+inline Problem make_problem(const Tensor& features, const Tensor& prototypes,
+                            const Tensor& target_tensor, const std::optional<Tensor>& class_weights,
+                            const Parameters& parameters) {
+  Problem p = make_places(features, prototypes);
+  const Facts target = facts_of(target_tensor);
+  STD_TORCH_CHECK(target.dim == 1, "cfal: target must have 1 dimension, got ", target.dim);
+  STD_TORCH_CHECK(target.sizes[0] == p.B, "cfal: features have ", p.B, " rows, target ",
+                  target.sizes[0]);
   STD_TORCH_CHECK(target.dtype == codes().int64 || target.dtype == codes().int32,
                   "cfal: target must be int64 or int32");
   p.target = target.data;
@@ -127,8 +139,7 @@ inline Problem make_problem(const Tensor& features_tensor, const Tensor& prototy
   p.reduction = static_cast<Reduction>(parameters.reduction);
   p.ignore_index = parameters.ignore_index;
   p.regime = static_cast<Regime>(parameters.regime);
-  STD_TORCH_CHECK(sizes_fit(p), "cfal: features of ", p.B, " rows and ", p.D, " columns with ", p.C,
-                  " classes of ", p.M, " centres are too large");
+  check_sizes(p);
   return p;
 }
 

@@ -1,7 +1,8 @@
 // The operators' schemas, one definition for every device. Ops carry the same names in csrc/cpu and
 // csrc/cuda. value_and_grad, forward and backward for an upstream gradient that is known before, is
 // for the CPU alone: a GPU's two launches have nothing to gain from it. With reduction "none" every
-// row gets the one upstream gradient.
+// row gets the one upstream gradient. squared_distances, of rows to all prototypes, is for the CPU
+// alone as well.
 #include <torch/csrc/stable/library.h>
 
 #if defined(CFAL_EMULATED_CUDA)
@@ -27,4 +28,8 @@ STABLE_TORCH_LIBRARY(cfal, m) {
       "detach_focal, int reduction, int ignore_index, int regime, bool need_features, bool "
       "need_prototypes) "
       "-> (Tensor loss, Tensor saved, Tensor grad_features, Tensor grad_prototypes)");
+  m.def("squared_distances(Tensor features, Tensor prototypes) -> Tensor");
+  m.def(
+      "squared_distances_backward(Tensor grad, Tensor features, Tensor prototypes, bool "
+      "need_features, bool need_prototypes) -> (Tensor grad_features, Tensor grad_prototypes)");
 }

@@ -26,22 +26,11 @@ void expect(bool condition, const std::string& where, const std::string& what) {
   ++failures;
 }
 
-struct Variant {
-  const char* name;
-  decltype(&baseline::forward) forward;
-  decltype(&baseline::backward) backward;
-  decltype(&baseline::value_and_grad) value_and_grad;
-};
-
-std::vector<Variant> variants() {
-  std::vector<Variant> all = {
-      {"baseline", &baseline::forward, &baseline::backward, &baseline::value_and_grad},
-      {"wide", &wide::forward, &wide::backward, &wide::value_and_grad}};
+std::vector<Kernels> variants() {
+  std::vector<Kernels> all = {CFAL_KERNELS(baseline), CFAL_KERNELS(wide)};
 #if defined(CFAL_X86_VARIANTS)
-  if (__builtin_cpu_supports("x86-64-v3"))
-    all.push_back({"avx2", &avx2::forward, &avx2::backward, &avx2::value_and_grad});
-  if (__builtin_cpu_supports("x86-64-v4"))
-    all.push_back({"avx512", &avx512::forward, &avx512::backward, &avx512::value_and_grad});
+  if (__builtin_cpu_supports("x86-64-v3")) all.push_back(CFAL_KERNELS(avx2));
+  if (__builtin_cpu_supports("x86-64-v4")) all.push_back(CFAL_KERNELS(avx512));
 #endif
   return all;
 }
@@ -152,12 +141,13 @@ std::vector<double> values_of(const void* data, DType type, int64_t n) {
 
 struct Result {
   std::vector<char> loss, features, prototypes;
+  std::vector<char> distances, pulled_features, pulled_prototypes;
   bool operator==(const Result&) const = default;
 };
 
 class Run {
  public:
-  Run(const Case& c, const Variant& variant)
+  Run(const Case& c, const Kernels& variant)
       : case_(c),
         variant_(variant),
         where_(c.name(variant.name)),
@@ -183,6 +173,7 @@ class Run {
     const auto loss = values_of(first.loss.data(), type_, losses);
     if (case_.values == Values::kNonFinite) return check_nan_rows(loss);
     if (case_.values == Values::kHuge) return;
+    check_distances(first);
 
     const Truth truth = definition(problem_, features_, prototypes_, upstream_);
     if (std::isnan(truth.loss.empty() ? 0.0 : truth.loss[0]))
@@ -262,6 +253,7 @@ class Run {
              "two backwards differ");
     }
     expect(saved == before, where_, "the backward wrote what the forward saved");
+    if (!case_.brief) measure(runtime, result);
     if (!case_.brief) {
       Result at_once = poisoned;
       std::vector<char> saved_at_once(saved.size(), '\xff');
@@ -269,8 +261,9 @@ class Run {
                               saved_at_once.data(),
                               case_.need_features ? at_once.features.data() : nullptr,
                               case_.need_prototypes ? at_once.prototypes.data() : nullptr);
-      expect(at_once == result && saved_at_once == saved, where_,
-             "loss and gradients at once differ from one after the other");
+      expect(at_once.loss == result.loss && at_once.features == result.features &&
+                 at_once.prototypes == result.prototypes && saved_at_once == saved,
+             where_, "loss and gradients at once differ from one after the other");
     }
     return result;
   }
@@ -281,6 +274,42 @@ class Run {
     variant_.backward(problem_, counted, upstream_, saved.data(), runtime,
                       case_.need_features ? result.features.data() : nullptr,
                       case_.need_prototypes ? result.prototypes.data() : nullptr);
+  }
+
+  // Distances, and their gradients for g = q.
+  void measure(const Runtime& runtime, Result& result) {
+    const int64_t B = problem_.B, K = problem_.K(), D = problem_.D;
+    result.distances.assign(B * K * item_size(type_), '\xff');
+    result.pulled_features.assign(B * D * item_size(case_.features), '\xff');
+    result.pulled_prototypes.assign(K * D * item_size(case_.prototypes), '\xff');
+    variant_.distances(problem_, runtime, result.distances.data());
+    variant_.distances_backward(problem_, {result.distances.data(), type_, B, K, K, 1}, runtime,
+                                case_.need_features ? result.pulled_features.data() : nullptr,
+                                case_.need_prototypes ? result.pulled_prototypes.data() : nullptr);
+  }
+
+  void check_distances(const Result& got) {
+    const int64_t B = problem_.B, K = problem_.K(), D = problem_.D, M = problem_.M;
+    std::vector<double> q(B * K, 0.0), grad_f(B * D, 0.0), grad_w(K * D, 0.0);
+    for (int64_t i = 0; i < B; ++i)
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t d = 0; d < D; ++d)
+          q[i * K + k] += std::pow(features_.at(i, d) - prototypes_.at(k / M, k % M, d), 2);
+        for (int64_t d = 0; d < D; ++d) {
+          const double pull =
+              2.0 * q[i * K + k] * (features_.at(i, d) - prototypes_.at(k / M, k % M, d));
+          grad_f[i * D + d] += pull;
+          grad_w[k * D + d] -= pull;
+        }
+      }
+    compare(values_of(got.distances.data(), type_, B * K), q, type_, "distances");
+    // Half precision holds no gradient beyond 65504.
+    if (case_.need_features && case_.features != DType::kFloat16)
+      compare(values_of(got.pulled_features.data(), case_.features, B * D), grad_f, case_.features,
+              "distances' gradient of the features");
+    if (case_.need_prototypes && case_.prototypes != DType::kFloat16)
+      compare(values_of(got.pulled_prototypes.data(), case_.prototypes, K * D), grad_w,
+              case_.prototypes, "distances' gradient of the prototypes");
   }
 
   void check_nan_rows(const std::vector<double>& loss) {
@@ -308,7 +337,7 @@ class Run {
   }
 
   const Case case_;
-  const Variant variant_;
+  const Kernels variant_;
   const std::string where_;
   Array features_, prototypes_, weights_, upstream_array_;
   std::vector<int64_t> targets64_;
@@ -359,7 +388,7 @@ int main() {
   using namespace cfal;
   using namespace cfal::test;
   const auto all = variants();
-  for (const Variant& variant : all)
+  for (const Kernels& variant : all)
     for (const Regime regime : {Regime::kFew, Regime::kMany})
       for (size_t s = 0; s < std::size(kShapes); ++s)
         for (uint64_t n = 0; n < kDraws; ++n) {
@@ -376,7 +405,7 @@ int main() {
     Run(c, all.back()).check();
   }
   std::string names;
-  for (const Variant& variant : all) names += std::string(" ") + variant.name;
+  for (const Kernels& variant : all) names += std::string(" ") + variant.name;
   std::printf("%lld runs on%s under the sanitizers, %d failures\n", static_cast<long long>(calls),
               names.c_str(), failures);
   return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
