@@ -86,7 +86,7 @@ def check(
             and prototypes.is_cpu
             and target.is_cpu
         )
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # no tensor; a nested one has no shape
         fine = False
     if not fine:
         _explain_tensors(features, prototypes, target)
@@ -161,8 +161,10 @@ def _check_types(**tensors: Any) -> None:
 
 
 def check_layout(**tensors: Tensor | None) -> None:
-    """TypeError for a sparse or otherwise strideless tensor; asked where a failure is explained."""
+    """TypeError for a sparse, nested or otherwise strideless tensor; for explaining a failure."""
     for name, value in tensors.items():
+        if value is not None and value.is_nested:
+            raise TypeError(f"{name} must be a dense (strided) tensor, got a nested one")
         if value is not None and value.layout != torch.strided:
             raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
 

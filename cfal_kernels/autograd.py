@@ -122,6 +122,11 @@ def apply(
         if "cfal: target" in text:
             bad = _arguments.bad_target(target, prototypes.shape[0], parameters[6])
             raise (bad or error) from None
+        if "are too large" in text:  # an expanded view can have any size
+            raise ValueError(
+                f"features {list(features.shape)} and prototypes {list(prototypes.shape)} are too "
+                f"large: sizes must multiply to less than 2^56"
+            ) from None
         if "functorch" in text or "forward mode AD" in text or "jvp" in text:
             raise RuntimeError(
                 "cfal_loss: the compiled kernels take part neither in torch.func transforms (grad, "

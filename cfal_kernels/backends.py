@@ -231,11 +231,15 @@ def explain(
         ...
     """
     if target is None and isinstance(features, Tensor):
+        _arguments.check_layout(features=features)
         target = torch.empty(features.shape[:1], dtype=torch.int64, device=features.device)
     _, (*_, regime) = _arguments.check(
         features, prototypes, target, class_weights,
         sigma, margin, gamma, diversity_weight, detach_focal, reduction, ignore_index,
     )  # fmt: skip
+    _arguments.check_layout(
+        features=features, prototypes=prototypes, target=target, class_weights=class_weights
+    )
     serving = choose(backend, features, prototypes, regime)
     facts = (features.device.type, features.dtype, prototypes.dtype, regime)
     reasons = {}

@@ -118,7 +118,8 @@ class TrainingWatch:
                 self._forget()
                 return False
             finding = (
-                "although backward ran: no optimizer holds them."
+                "although backward ran and a layer before them was updated: probably no optimizer "
+                "holds them."
                 if self._clock
                 else f"in {self._seen} training forwards although backward ran: unless gradients "
                 f"are accumulated over more batches than that, no optimizer holds them."

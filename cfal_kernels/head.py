@@ -75,5 +75,5 @@ class PrototypeHead(nn.Module):
         """Shapes and sigma."""
         return (
             f"{self.embedding_dim}, {self.num_classes}, "
-            f"centers_per_class={self.centers_per_class}, sigma={self.sigma:g}"
+            f"centers_per_class={self.centers_per_class}, sigma={self.sigma:.15g}"
         )

@@ -97,11 +97,11 @@ class CFALLoss(nn.Module):
         self.beta = check_beta(beta)
         self._weighting = ""
         weights = self._initial_weights(class_counts, class_weights)
-        self.register_buffer("class_weights", weights.to(device=device))
         # For reset_parameters, where the tensors themselves were lost on the meta device.
         self._start = (init.detach().clone() if isinstance(init, Tensor) else init, weights.clone())
         # Not by assignment: the property of that name would stop nn.Module from registering it.
         self._parameters["prototypes"] = self._initial_prototypes(init, device, dtype)
+        self.register_buffer("class_weights", weights.to(self.prototypes.device))
         self._watch: diagnostics.TrainingWatch | None = diagnostics.TrainingWatch()
 
     @classmethod
@@ -127,7 +127,8 @@ class CFALLoss(nn.Module):
             raise TypeError(f"head must be a PrototypeHead, got {type(head).__name__}")
         for name in ("num_classes", "embedding_dim", "centers_per_class", "sigma"):
             own = getattr(head, name)
-            if name in keywords and keywords.pop(name) != own:
+            as_own = _checks.real if name == "sigma" else _checks.whole_number
+            if name in keywords and as_own(name, keywords.pop(name)) != own:
                 raise ValueError(f"{name} belongs to the head, which has {own!r}; leave it out")
         for name in ("init", "dtype"):
             if name in keywords:
@@ -157,11 +158,11 @@ class CFALLoss(nn.Module):
             self._weighting = "class_weights given"
             return check_class_weights(class_weights, self.num_classes)
         if class_counts is None:
-            return torch.ones(self.num_classes)
+            return torch.ones(self.num_classes, dtype=torch.float32, device="cpu")
         counts = check_counts(class_counts, self.num_classes)
         weights = class_balanced_weights(counts, self.beta)
         diagnostics.warn_if_weights_are_flat(weights, counts, self.beta)
-        self._weighting = f"class-balanced with beta={self.beta:g}"
+        self._weighting = f"class-balanced with beta={self.beta:.15g}"
         return weights
 
     def _initial_prototypes(
@@ -224,11 +225,21 @@ class CFALLoss(nn.Module):
     @property
     def prototypes(self) -> Tensor:
         """[C, M, D]: this module's parameter, or the head's."""
-        if self._head is None:
-            return self.__getattr__(
-                "prototypes"
-            )  # nn.Module's own lookup, which this property hides
-        return self._head[0].prototypes
+        if self._head is not None:
+            return self._head[0].prototypes
+        if "prototypes" in self.__dict__:
+            return self.__dict__["prototypes"]
+        return self.__getattr__("prototypes")  # nn.Module's own lookup, which this property hides
+
+    # For what puts a tensor in the parameter's place: pruning, weight norm, replicas.
+    @prototypes.setter
+    def prototypes(self, value: Tensor) -> None:
+        self.__dict__["prototypes"] = value
+
+    @prototypes.deleter
+    def prototypes(self) -> None:
+        if self.__dict__.pop("prototypes", None) is None:
+            raise AttributeError("prototypes")
 
     @property
     def sigma(self) -> float:
@@ -261,8 +272,9 @@ class CFALLoss(nn.Module):
         if (
             watch is not None
             and not torch.compiler.is_compiling()
-            # Under vmap and grad there is no value to look at.
+            # Under vmap and grad, and of fake tensors, there is no value to look at.
             and not torch._C._are_functorch_transforms_active()
+            and not torch._C._len_torch_dispatch_stack()
             and self.training
             and loss.requires_grad
             and not watch.step(features, prototypes, sigma, head is None)
@@ -289,10 +301,10 @@ class CFALLoss(nn.Module):
         parts = [
             f"{self.num_classes}, {self.embedding_dim}",
             f"centers_per_class={self.centers_per_class}",
-            f"sigma={self.sigma:g}",
-            f"margin={self.margin:g}",
-            f"gamma={self.gamma:g}",
-            f"diversity_weight={self.diversity_weight:g}",
+            f"sigma={self.sigma:.15g}",
+            f"margin={self.margin:.15g}",
+            f"gamma={self.gamma:.15g}",
+            f"diversity_weight={self.diversity_weight:.15g}",
             f"reduction={self.reduction!r}",
         ]
         if self._weighting:

@@ -54,13 +54,7 @@ def check_beta(beta: Any) -> float:
 
 def check_counts(class_counts: Any, num_classes: int | None = None) -> Tensor:
     """`class_counts` as float64 [C], positive, of length `num_classes` if given."""
-    try:
-        counts = torch.as_tensor(class_counts)
-        counts = counts.detach().to(torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"class_counts must be numbers [C], got {_checks.shown(class_counts)}"
-        ) from error
+    counts = _numbers("class_counts", class_counts, torch.float64)
     if counts.dim() != 1 or counts.numel() == 0:
         raise ValueError(f"class_counts must be 1-D [C], got shape {list(counts.shape)}")
     if num_classes is not None and len(counts) != num_classes:
@@ -80,13 +74,7 @@ def check_counts(class_counts: Any, num_classes: int | None = None) -> Tensor:
 
 def check_class_weights(class_weights: Any, num_classes: int) -> Tensor:
     """`class_weights` as a float32 tensor [num_classes], finite and not negative."""
-    try:
-        weights = torch.as_tensor(class_weights)
-        weights = weights.detach().to(torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"class_weights must be numbers [C], got {_checks.shown(class_weights)}"
-        ) from error
+    weights = _numbers("class_weights", class_weights, torch.float32)
     if weights.dim() != 1 or len(weights) != num_classes:
         raise ValueError(
             f"class_weights must have shape [{num_classes}], one per class of num_classes = "
@@ -100,3 +88,18 @@ def check_class_weights(class_weights: Any, num_classes: int) -> Tensor:
             f"{position}"
         )
     return weights.clone()
+
+
+def _numbers(name: str, values: Any, dtype: torch.dtype) -> Tensor:
+    """Real numbers as a tensor; what is none yet becomes one on the CPU, whatever the default."""
+    try:
+        numbers = values
+        if not isinstance(values, Tensor):
+            # Of plain numbers: an array may be read-only, or run backwards.
+            plain = values.tolist() if hasattr(values, "tolist") else values
+            numbers = torch.tensor(plain, device="cpu")
+        if numbers.is_complex():
+            raise TypeError("complex")
+        return numbers.detach().to(dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers [C], got {_checks.shown(values)}") from error

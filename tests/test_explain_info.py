@@ -88,6 +88,12 @@ class TestExplain:
         assert nothing == cfal.explain(f, w)
         assert cfal.explain(f.detach().to("meta"), w.detach().to("meta")).backend == nothing.backend
 
+    def test_errors_are_those_of_the_loss(self):
+        with pytest.raises(TypeError, match="features must be a dense"):
+            cfal.explain(torch.zeros(4, 8).to_sparse(), torch.zeros(2, 8))
+        with pytest.raises(TypeError, match="prototypes must be a dense"):
+            cfal.explain(torch.zeros(4, 8), torch.zeros(2, 8).to_sparse())
+
 
 class TestInfo:
     def test_facts(self):

@@ -153,6 +153,8 @@ def test_contradictions_are_errors():
         cfal.CFALLoss.from_head(head, num_classes=4)
     with pytest.raises(ValueError, match="init concerns the prototypes"):
         cfal.CFALLoss.from_head(head, init="authors")
+    with pytest.raises(TypeError, match="sigma must be a number, got Tensor"):
+        cfal.CFALLoss.from_head(head, sigma=torch.tensor([130.0, 1.0]))
     with pytest.raises(TypeError, match="head must be a PrototypeHead, got Linear"):
         cfal.CFALLoss.from_head(nn.Linear(5, 3))
 

@@ -9,6 +9,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 
 import cfal_kernels as cfal
 from support import problem, relative_error
@@ -156,6 +158,52 @@ def test_reset_after_the_meta_device(init, batch):
     assert loss(*batch).isfinite()
 
 
+def test_the_meta_device_as_default(batch):
+    with torch.device("meta"):
+        loss = make(class_counts=COUNTS)
+    assert loss.prototypes.is_meta and loss.class_weights.is_meta
+    loss.to_empty(device="cpu").reset_parameters()
+    assert torch.equal(loss.class_weights, cfal.class_balanced_weights(COUNTS, 0.9999))
+    assert loss(*batch).isfinite()
+
+
+def test_float64_as_default_dtype():
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        dtypes = {make().class_weights.dtype, make().prototypes.dtype}
+    finally:
+        torch.set_default_dtype(before)
+    assert dtypes == {torch.float32}
+
+
+def test_fake_tensors_say_nothing_about_sigma(batch):
+    with FakeTensorMode() as mode:
+        loss = make()
+        f, y = (mode.from_tensor(x) for x in batch)
+        assert loss(f.requires_grad_(), y).shape == ()
+
+
+def test_pruning(batch):
+    loss = make()
+    whole = loss(*batch)
+    prune.l1_unstructured(loss, "prototypes", amount=0.4)
+    assert (loss.prototypes == 0).sum() == 6 and loss(*batch) != whole
+    loss(*batch).backward()
+    assert [name for name, _ in loss.named_parameters()] == ["prototypes_orig"]
+    prune.remove(loss, "prototypes")
+    assert [name for name, _ in loss.named_parameters()] == ["prototypes"]
+    assert (loss.prototypes == 0).sum() == 6
+
+
+def test_a_replica_takes_plain_tensors(batch):
+    # What DataParallel does to each module on each device.
+    loss = make()
+    replica = loss._replicate_for_data_parallel()
+    replica.prototypes = loss.prototypes.detach().clone()
+    assert replica(*batch) == loss(*batch) and list(replica.parameters()) == []
+
+
 def test_reset_leaves_the_prototypes_to_their_head():
     head = cfal.PrototypeHead(5, 3)
     loss = cfal.CFALLoss.from_head(head, class_weights=[1.0, 2.0, 3.0])
@@ -172,6 +220,11 @@ def test_repr_tells_what_the_constructor_was_told():
         "CFALLoss(3, 5, centers_per_class=1, sigma=10, margin=0.1, gamma=2, diversity_weight=1, "
         "reduction='mean', class-balanced with beta=0.99, detach_focal=True, backend='reference')"
     )
+
+
+def test_repr_rounds_nothing():
+    text = repr(make(class_counts=COUNTS, beta=0.9999999, margin=0.12345678))
+    assert "beta=0.9999999" in text and "margin=0.12345678" in text
 
 
 def test_sigma_can_be_changed_and_is_checked(batch):

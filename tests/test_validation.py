@@ -347,8 +347,22 @@ def test_sizes_whose_products_overflow_are_refused(features, prototypes):
     """Expanded views can claim any size; none may reach a kernel as a wrapped product."""
     f = torch.zeros(1).expand(features)
     w = torch.zeros(1).expand(prototypes)
-    with pytest.raises((RuntimeError, MemoryError), match="too large|memory|alloc"):
+    with pytest.raises((ValueError, MemoryError), match="too large|memory|alloc"):
         cfal.cfal_loss(f, w, torch.zeros(1, dtype=torch.int64))
+
+
+@needs_kernels
+def test_an_expanded_view_beyond_all_sizes():
+    f, w = torch.zeros(1, 1).expand(1 << 40, 1 << 22), torch.zeros(1, 1).expand(3, 1 << 22)
+    with pytest.raises(ValueError, match=r"features \[1099511627776, 4194304\] and prototypes"):
+        cfal.cfal_loss(f, w, torch.zeros(1, dtype=torch.int64).expand(1 << 40), backend="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors(backend):
+    f = torch.nested.nested_tensor([torch.zeros(5), torch.zeros(5)])
+    with pytest.raises(TypeError, match="features must be a dense .* nested"):
+        cfal.cfal_loss(f, torch.zeros(3, 5), torch.zeros(2, dtype=torch.int64), backend=backend)
 
 
 def test_a_tensor_whose_storage_was_freed_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -92,3 +93,18 @@ def test_counts_out_of_range(counts, message):
 def test_counts_of_a_wrong_type():
     with pytest.raises(TypeError, match="class_counts must be numbers"):
         cfal.class_balanced_weights({"a": 1}, 0.9)
+
+
+def test_arrays_of_any_layout():
+    counts = np.array([300, 40, 900])
+    expected = cfal.class_balanced_weights([900, 40, 300], 0.999)
+    assert torch.equal(cfal.class_balanced_weights(counts[::-1], 0.999), expected)
+    counts.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cfal.class_balanced_weights(counts, 0.999)
+
+
+def test_complex_numbers_are_none():
+    with pytest.raises(TypeError, match=r"class_counts must be numbers \[C\], got list"):
+        cfal.class_balanced_weights([1j, 2, 3], 0.9)
