@@ -32,6 +32,8 @@ every_architecture = pytest.mark.parametrize(
 )
 #: The kernels that multiply matrices.
 PRODUCTS = ("affinities_kernel", "features_kernel", "prototypes_kernel")
+#: Those launched with near pairs and without.
+TWICE = ("features_kernel", "prototypes_kernel")
 compiled = functools.cache(triton_resources.compile_all)
 
 
@@ -115,7 +117,7 @@ def test_batch_sizes_share_their_kernels(classes, most):
     sizes = (1, 2, 3, 5, 17, 33, 64, 100, 128, 250, 256, 1000, 4095, 4096, 5000, 65536, 70001)
     for call in (Call(0, classes, 1, 64, F32), Call(0, classes, 1, 64, BF16, "none")):
         for name, seen in keys(call._replace(rows=rows) for rows in sizes).items():
-            assert len(seen) <= most, (name, len(seen))
+            assert len(seen) <= most * (1 + (name in TWICE)), (name, len(seen))
 
 
 @pytest.mark.parametrize(

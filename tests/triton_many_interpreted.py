@@ -112,9 +112,9 @@ def test_tiles_without_an_open_hinge_are_left_out(small_tiles, monkeypatch):
 
     class Spy:
         def __getitem__(self, grid):
-            def launch(flags, lists, counts, *arguments, **options):
-                kernel[grid](flags, lists, counts, *arguments, **options)
-                listed.append(counts.clone())
+            def launch(flags, lists, near, counts, *arguments, **options):
+                kernel[grid](flags, lists, near, counts, *arguments, **options)
+                listed.append(counts.view(-1, 3).clone())
 
             return launch
 
@@ -123,8 +123,55 @@ def test_tiles_without_an_open_hinge_are_left_out(small_tiles, monkeypatch):
     g = torch.ones(16, dtype=F64)
     f += 0.3 * (w[1, 0] - w[0, 0]) * torch.where(y == 0, 2.2, -2.2)[:, None]
     got = value_and_grads(MANY, f, w, y, g, reduction="none", **keywords)
-    assert [counts.tolist() for counts in listed] == [[1], [1, 0, 0]]
+    # The pairs of the one open tile are near: it is for the second launch.
+    of_pair, of_others = [0, 1, 1], [0, 0, 0]
+    assert [counts.tolist() for counts in listed] == [[of_pair], [of_pair, of_others, of_others]]
     assert_close_to(truth(f, w, y, g, **keywords), got, F64)
+
+
+def next_to_other_prototypes(sample: Sample, distance: float):
+    """Rows 3 to 18 so close to a prototype of another class that a sum of products loses f - w.
+
+    The upstream gradient of the other rows lets those be most of both gradients.
+    """
+    f, w, y = sample.inputs()
+    f[3:19] = w[(y[3:19] + 1) % len(w), -1] + distance * f[3:19]
+    g = sample.upstream() * torch.where((torch.arange(len(f)) - 11).abs() <= 8, 1.0, distance)
+    return f, w, y, g, {**sample.keywords, "diversity_weight": 0.0}
+
+
+@pytest.mark.usefixtures("small_tiles")
+class TestNearPairs:
+    @pytest.mark.parametrize("cache", [0, 1 << 22], ids=["again", "kept"])
+    @pytest.mark.parametrize(
+        "centres,dtype,distance,width,splits",
+        [(1, F32, 3e-4, 1 / 24, 1), (3, F64, 3e-7, 1 / 6, 3)],
+    )
+    def test_every_kind_of_tile(self, centres, dtype, distance, width, splits, cache, monkeypatch):
+        monkeypatch.setattr(config, "MANY_CACHE", cache)
+        monkeypatch.setattr(config, "many_splits", lambda programs, elements: splits)
+        sample = Sample(35, 24 // centres, centres, dim=17, width=width)
+        f, w, y, g, keywords = next_to_other_prototypes(sample, distance)
+        f = f.to(dtype).double()
+        left = torch.arange(35) != 7  # a row that is ignored, whatever it holds
+        exact = truth(f[left], w, y[left], g[left], **keywords)
+        f[7], y[7] = math.nan, -100
+        loss, grad_f, grad_w = value_and_grads(
+            MANY, f.to(dtype), w.to(dtype), y, g.to(dtype), reduction="none", **keywords
+        )
+        assert (grad_f[7] == 0.0).all()
+        assert_close_to(exact, (loss[left], grad_f[left], grad_w), dtype)
+        rows = zip(grad_f[left][3:18], exact.grad_features[3:18], strict=True)
+        assert max(relative_error(a, b) for a, b in rows) < TOLERANCE[dtype]
+
+    def test_half_inputs(self):
+        sample = Sample(20, 24, dim=17, width=1 / 6, offset=8.0)
+        f, w, y, g, keywords = next_to_other_prototypes(sample, 1e-2)
+        f, w = f.bfloat16(), w.bfloat16()
+        exact = truth(f, w, y, g, **keywords)
+        _, grad_f, grad_w = value_and_grads(MANY, f, w, y, g.float(), reduction="none", **keywords)
+        for got, expected in ((grad_f, exact.grad_features), (grad_w, exact.grad_prototypes)):
+            assert relative_error(got, expected) < torch.finfo(BF16).eps / 2
 
 
 @every_dtype

@@ -77,13 +77,19 @@ class Plan:
             "CT": TRITON_DTYPE[self.compute], **more,
         }  # fmt: skip
 
-    def products(self) -> dict[str, Any]:
+    def out_columns(self, near: bool) -> int:
+        """Features of a tile of a gradient: sums and differences of near pairs take registers."""
+        return max(16, self.tile.b_o // 2) if near else self.tile.b_o
+
+    def products(self, near: bool) -> dict[str, Any]:
         """The constants of the kernels with products of affinities."""
         tile = self.tile
+        # Left alone, ptxas spills a few addresses out of the loops over near pairs to be under 128.
+        more = {"maxnreg": 255} if near else {}
         return self.sizes(
             MP=tile.m_p, TILES=self.layout.tiles, PARTS=self.parts, PRECISION=self.precision,
-            BR=tile.b_r, BC=tile.b_c, BD=tile.b_o, BS=tile.b_s,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            NEAR=int(near), BR=tile.b_r, BC=tile.b_c, BD=self.out_columns(near), BS=tile.b_s,
+            num_warps=tile.num_warps, num_stages=tile.num_stages, **more,
         )  # fmt: skip
 
 
@@ -144,8 +150,8 @@ def forward(
     diversity = diversity_weight != 0.0 and classes * centres > 2
     if diversity:
         saved.head[0].copy_(many_diversity.value(prototypes))
-    step = max(1, config.MANY_SUMS // (2 * layout.tiles) // config.MANY_ROWS) * config.MANY_ROWS
-    sums = features.new_empty((2 * layout.tiles * min(step, rows),), dtype=compute)
+    step = max(1, config.MANY_SUMS // (3 * layout.tiles) // config.MANY_ROWS) * config.MANY_ROWS
+    sums = features.new_empty((3 * layout.tiles * min(step, rows),), dtype=compute)
     spans = [*_chunks(0, layout.kept, step), *_chunks(layout.kept, rows, step)]
     for first, count in spans or [(0, 0)]:
         if count:
@@ -198,19 +204,19 @@ def launch_affinities(
     rows: int,
     active: Tensor | None,
     flags: Tensor | None,
-    sums: Tensor | None,
+    sums: Tensor,
 ) -> None:
-    """Tiles of rows [first, first + rows): affinities and flags, or sums, or both."""
+    """Tiles of rows [first, first + rows): sums and, if asked for, affinities and flags."""
     tile, tiles, compute = plan.tile, plan.layout.tiles, plan.compute
     affinities.affinities_kernel[(_blocks(rows, tile.b_r) * tiles,)](
         plan.features, plan.prototypes, saved.mean, saved.ratio, saved.norm, saved.w_norm,
         saved.own, saved.norm if active is None else active, saved.norm if flags is None else flags,
-        saved.norm if sums is None else sums, first, rows, plan.layout.dim, *plan.strides,
+        sums, first, rows, plan.layout.dim, *plan.strides,
         double(sigma), double(margin),
         **plan.sizes(
             MP=tile.m_p, TILES=tiles, HALF=plan.half, PRECISION=plan.precision,
             KAPPA=KAPPA[compute], TOLERATED=TOLERATED[compute], VANISHED=VANISHED[compute],
-            STORE=active is not None, SUMS=sums is not None,
+            STORE=active is not None,
             BR=tile.b_r, BC=tile.b_c, BD=tile.b_d, BX=min(16, tile.b_d), GROUP=8,
         ),
         num_warps=tile.num_warps, num_stages=tile.num_stages,
@@ -251,14 +257,19 @@ def backward(
     step = config.many_chunk(rows, layout.columns)
     for first, count in _chunks(0, layout.kept, step):
         flags = saved.flags[first // tile.b_r * layout.tiles :]
-        work.add(first, count, saved.active[first * layout.columns :], flags)
+        work.add(first, count, saved.active[first * layout.columns :], flags, saved.active_sum)
     if layout.kept < rows:
         step = min(step, rows - layout.kept)
         active = saved.norm.new_empty((step * layout.columns,))
         flags = saved.norm.new_empty((_blocks(step, tile.b_r) * layout.tiles,))
+        # A pair that rounding alone makes near or not is in the sum, or has a minus, of one launch.
+        sums = saved.norm.new_empty((3 * layout.tiles * step,))
+        active_sum = torch.empty_like(saved.active_sum)
         for first, count in _chunks(layout.kept, rows, step):
-            launch_affinities(plan, saved, sigma, margin, first, count, active, flags, None)
-            work.add(first, count, active, flags)
+            launch_affinities(plan, saved, sigma, margin, first, count, active, flags, sums)
+            far = sums[: 3 * layout.tiles * count].view(layout.tiles, 3, count)[:, 2]
+            active_sum[first : first + count] = far.sum(0, dtype=torch.float64)
+            work.add(first, count, active, flags, active_sum)
         del active
     if need_prototypes:
         diversity = diversity_weight != 0.0 and classes * centres > 2
@@ -290,23 +301,25 @@ class _Products:
         self.parts = saved.norm.new_empty((self.splits * elements,)) if need_prototypes else None
         self.chunks = 0
 
-    def add(self, first: int, rows: int, active: Tensor, flags: Tensor) -> None:
-        """Rows [first, first + rows) with their active affinities and flags."""
+    def add(self, first: int, rows: int, active: Tensor, flags: Tensor, active_sum: Tensor) -> None:
+        """Rows [first, first + rows) with their active affinities and flags; sums of all rows."""
         plan, saved, tile, tiles = self.plan, self.saved, self.plan.tile, self.plan.layout.tiles
         row_tiles = _blocks(rows, tile.b_r)
         mean = saved.mean
         common = (first, rows, *plan.strides)
         if self.need_features:
-            lists, counts = self._lists(flags, row_tiles, tiles, tiles, 1)
+            lists = self._lists(flags, row_tiles, tiles, tiles, 1)
             programs = row_tiles * self.columns
             splits = config.many_splits(programs, rows * plan.layout.dim)
             parts = saved.norm.new_empty((splits * rows * plan.layout.dim if splits > 1 else 0,))
-            row_values = (saved.own, saved.active_sum, self.pull, self.pull_own)
+            row_values = (saved.own, active_sum, self.pull, self.pull_own)
             pointers = (plan.features, plan.prototypes, mean, *row_values, self.grad_features)
-            gradients.features_kernel[(programs * splits,)](
-                active, lists, counts, *pointers, parts, splits, *common,
-                WHOLE=splits == 1, **plan.products(),
-            )  # fmt: skip
+            for near in (False, True):
+                columns = _blocks(plan.layout.dim, plan.out_columns(near))
+                gradients.features_kernel[(row_tiles * columns * splits,)](
+                    active, *lists, *pointers, parts, splits, *common,
+                    WHOLE=splits == 1, **plan.products(near),
+                )  # fmt: skip
             if splits > 1:
                 gradients.finish_features_kernel[(_blocks(rows, 16), self.columns)](
                     *pointers, parts, splits, *common,
@@ -314,23 +327,26 @@ class _Products:
                     BR=16, BD=tile.b_o, CT=TRITON_DTYPE[plan.compute],
                 )  # fmt: skip
         if self.need_prototypes:
-            lists, counts = self._lists(flags, tiles, row_tiles, 1, tiles)
-            gradients.prototypes_kernel[(tiles * self.columns * self.splits,)](
-                active, lists, counts, plan.features, plan.prototypes, mean, saved.own, self.pull,
-                self.parts, self.splits, *common, row_tiles, ADD=self.chunks > 0, **plan.products(),
-            )  # fmt: skip
+            lists = self._lists(flags, tiles, row_tiles, 1, tiles)
+            for near in (False, True):
+                columns = _blocks(plan.layout.dim, plan.out_columns(near))
+                gradients.prototypes_kernel[(tiles * columns * self.splits,)](
+                    active, *lists, plan.features, plan.prototypes, mean, saved.own, self.pull,
+                    self.parts, self.splits, *common, row_tiles, ADD=near or self.chunks > 0,
+                    **plan.products(near),
+                )  # fmt: skip
             self.chunks += 1
 
     def _lists(
         self, flags: Tensor, lines: int, length: int, stride: int, step: int
-    ) -> tuple[Tensor, Tensor]:
-        """The open tiles of each line [lines, length] and their number [lines]."""
-        lists = flags.new_empty((lines * length,), dtype=torch.int32)
-        counts = flags.new_empty((lines,), dtype=torch.int32)
+    ) -> tuple[Tensor, ...]:
+        """Open tiles of each line, those with near pairs [lines, length], and counts [lines, 3]."""
+        lists = [flags.new_empty((lines * length,), dtype=torch.int32) for _ in range(2)]
+        counts = flags.new_empty((lines * 3,), dtype=torch.int32)
         gradients.list_kernel[(lines,)](
-            flags, lists, counts, length, stride, step, BLOCK=128
+            flags, *lists, counts, length, stride, step, BLOCK=128
         )  # fmt: skip
-        return lists, counts
+        return *lists, counts
 
     def finish(self, grad_prototypes: Tensor, total: Tensor | None) -> None:
         """Writes the prototypes' gradient; `total` is G, None without a diversity term."""

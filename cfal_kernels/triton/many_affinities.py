@@ -5,6 +5,9 @@ nearest centre is within the product's error is decided by direct differences in
 (docs/maths.md, "Distances by matrix products"). Forward and backward run this one kernel, with the
 same tiles, so that they agree on every hinge.
 
+A pair with q <= (|f|^2 + |w|^2) / 64, norms as the products have them, is near: the backward takes
+it by its difference (`many_near`). Its affinity is stored with a minus.
+
 Shapes: BR rows, BC padded prototypes of CLASSES = BC / MP classes, BD features of a step.
 """
 
@@ -12,6 +15,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# Squared distance of a near pair, as a share of |f|^2 + |w|^2.
+NEAR = tl.constexpr(1 / 64)
 
 
 @triton.jit
@@ -39,16 +45,17 @@ def affinities_kernel(
     first, rows, dim, f_row, f_col, w_class, w_centre, w_col, sigma: tl.float64, margin: tl.float64,
     C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, MP: tl.constexpr, TILES: tl.constexpr,
     MEAN: tl.constexpr, HALF: tl.constexpr, PRECISION: tl.constexpr, KAPPA: tl.constexpr,
-    TOLERATED: tl.constexpr, VANISHED: tl.constexpr, STORE: tl.constexpr, SUMS: tl.constexpr,
+    TOLERATED: tl.constexpr, VANISHED: tl.constexpr, STORE: tl.constexpr,
     BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BX: tl.constexpr, GROUP: tl.constexpr,
     CT: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows [first, first + rows) against one tile of classes.
 
-    Writes, as asked for: with STORE the active affinities to p_active [rows, TILES * BC] (at the
-    nearest centre of the class, 0 where a hinge is closed and for the own class) and to p_flag
-    [row tiles, TILES] whether any is there; with SUMS the tile's share of each row in p_sums
-    [TILES, 2, rows]: the number of open hinges and the sum of their affinities.
+    Writes the tile's share of each row to p_sums [TILES, 3, rows]: the number of open hinges, the
+    sum of their affinities, and that of the pairs that are not near. With STORE also the active
+    affinities to p_active [rows, TILES * BC] (at the nearest centre of the class, 0 where a hinge
+    is closed and for the own class, with a minus where the pair is near) and to p_flag
+    [row tiles, TILES] 0 where none is there, 2 where any is near, else 1.
     """
     # Programs go through GROUP row tiles at one class tile, so that both stay in the L2 cache.
     pid = tl.program_id(0)
@@ -135,9 +142,17 @@ def affinities_kernel(
     looked_at = counted & (f_norm == f_norm)
     b_other = looked_at[:, None] & (c < C)[None, :] & (c[None, :] != (own // M)[:, None])
     b_closed = (b_a < closed_to[:, None]) | (b_other == 0)
-    # From here on one number an entry: the affinity of an open hinge, -1 in doubt, -2 closed.
-    b_a = tl.where(b_closed, -2.0, tl.where(b_open, b_a, -1.0))
-    unsure_row = tl.max((b_a == -1.0).to(tl.int32), axis=1)  # [BR]
+    # From here on one number an entry: the affinity of an open hinge, with its minus where the pair
+    # is near, -2 in doubt, -3 closed.
+    b_a = tl.where(b_closed, -3.0, tl.where(b_open, b_a, -2.0))
+    # Near, solved for a: at least exp(-(|f|^2 + |w|^2) / (64 sigma)), for the longest w of a class.
+    near_rate = (-1.0 / sigma).to(CT) * NEAR
+    w_share = tl.exp(near_rate * w_norm)
+    if M > 1:
+        w_share = tl.min(tl.reshape(w_share, [CLASSES, MP]), axis=1)
+    b_from = tl.exp(near_rate * f_norm)[:, None] * w_share[None, :]
+    b_a = tl.where(b_a >= b_from, -b_a, b_a)
+    unsure_row = tl.max((b_a == -2.0).to(tl.int32), axis=1)  # [BR]
     # (A loop whose bound were the number of rows would be plainer: triton 3.6 fails to lay that
     # reduction of the products out for sm_100.)
     r = 0
@@ -145,31 +160,36 @@ def affinities_kernel(
         r = tl.min(tl.where(unsure_row > 0, i, BR), axis=0)
         if r < BR:
             unsure_row = tl.where(i == r, 0, unsure_row)
-            p_f_row = p_f + (first.to(tl.int64) + row_tile * BR + r) * f_row
+            this_row = first.to(tl.int64) + row_tile * BR + r
+            p_f_row = p_f + this_row * f_row
+            # Not kept in registers for the few rows that come here.
+            norms = tl.load(p_f_norm + this_row) + tl.load(p_w_norm + k)  # [BC]
             q = _direct_distances(p_f_row, p_w, offset, in_k, f_col, w_col, D, BC, BX, CT)
             if M > 1:
                 q = tl.where((m < M)[None, :], tl.reshape(q, [CLASSES, MP]), float("inf"))
                 least = tl.min(q, axis=1)  # [CLASSES]
                 near = tl.min(tl.where(q == least[:, None], m[None, :], MP), axis=1)
                 q = least
+                norms = tl.max(tl.reshape(norms, [CLASSES, MP]), axis=1)
             a = tl.exp(-q / sigma)
             h = tl.sum(tl.where(i == r, slack, 0.0), axis=0) + a
             # A hinge of 0 but for the rounding of float64 is closed, as one of 0 is.
-            a = tl.where(h > 1e-13 * (a + 0.05), a, -2.0)
-            b_settled = (b_a == -1.0) & (i == r)[:, None]
+            a = tl.where(h > 1e-13 * (a + 0.05), tl.where(q <= NEAR * norms, -a, a), -3.0)
+            b_settled = (b_a == -2.0) & (i == r)[:, None]
             b_a = tl.where(b_settled, a.to(CT)[None, :], b_a)
             if M > 1:
                 b_near = tl.where(b_settled, near[None, :], b_near)
 
-    b_open = b_a >= 0.0
+    b_open = b_a > -1.5
     b_active = tl.where(b_open, b_a, 0.0)
-    if SUMS:
-        p_sum = p_sums + tile.to(tl.int64) * 2 * rows + local
-        tl.store(p_sum, tl.sum(b_open.to(CT), axis=1), mask=inside)
-        tl.store(p_sum + rows, tl.sum(b_active, axis=1), mask=inside)
+    p_sum = p_sums + tile.to(tl.int64) * 3 * rows + local
+    tl.store(p_sum, tl.sum(b_open.to(CT), axis=1), mask=inside)
+    tl.store(p_sum + rows, tl.sum(tl.abs(b_active), axis=1), mask=inside)
+    tl.store(p_sum + 2 * rows, tl.sum(tl.maximum(b_active, 0.0), axis=1), mask=inside)
     if STORE:
-        any_open = tl.max(tl.max(b_open.to(tl.int32), axis=1), axis=0)
-        tl.store(p_flag + row_tile.to(tl.int64) * TILES + tile, any_open.to(CT))
+        b_flag = tl.where(b_active < 0.0, 2, b_open.to(tl.int32))
+        flag = tl.max(tl.max(b_flag, axis=1), axis=0)
+        tl.store(p_flag + row_tile.to(tl.int64) * TILES + tile, flag.to(CT))
         if M > 1:
             nearest = m[None, None, :] == b_near[:, :, None]
             b_active = tl.reshape(tl.where(nearest, b_active[:, :, None], 0.0), [BR, BC])

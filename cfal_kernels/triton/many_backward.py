@@ -4,9 +4,11 @@
     grad_w_j = sum_i v_i A_ij f_i - (sum_i v_i A_ij) w_j + sum_{y_i = j} o_i (f_i - w_j) + G dR/dw_j
 
 with v_i = g_i (2 / sigma) m_i, o_i = g_i c_iy and G = rho sum_i g_i m_i; about the prototypes'
-mean with MEAN. A program owns what it writes: rows for grad_f, prototypes for grad_w. Tiles of A
-that are all 0 are not on its list. Shapes: tiles of BR rows and BC padded prototypes, BD features,
-BS rows or prototypes of a step.
+mean with MEAN. Near pairs are 0 in these sums and go by their differences (`many_near`): a line of
+tiles that has some is empty to the first launch, which holds nothing but products, and the whole
+work of a second, with NEAR. A program owns what it writes: rows for grad_f, prototypes for grad_w.
+Tiles of A that are all 0 are not on its list. Shapes: tiles of BR rows and BC padded prototypes, BD
+features, BS rows or prototypes of a step.
 """
 
 from __future__ import annotations
@@ -14,21 +16,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .many_near import add_near_prototypes, add_near_rows
+
 
 @triton.jit(do_not_specialize=["length", "stride", "step"])
-def list_kernel(p_flag, p_list, p_count, length, stride, step, BLOCK: tl.constexpr):
-    """Of one line of flags [length]: the indices of those that are set, in order, and how many."""
+def list_kernel(p_flag, p_list, p_near, p_count, length, stride, step, BLOCK: tl.constexpr):
+    """Of one line of flags [length]: the indices of open tiles, and of those with near pairs.
+
+    p_list and p_near [lines, length] hold them in order. p_count [lines, 3] holds how many are
+    open, in the first place if no pair is near, else in the second; and how many have near pairs.
+    """
     line = tl.program_id(0)
     i = tl.arange(0, BLOCK)
+    begin = line.to(tl.int64) * length
     count = 0
+    near_count = 0
     for start in tl.range(0, length, BLOCK):
         index = start + i
         where = p_flag + line.to(tl.int64) * stride + index.to(tl.int64) * step
-        b_set = (tl.load(where, mask=index < length, other=0.0) != 0.0).to(tl.int32)
+        flag = tl.load(where, mask=index < length, other=0.0)
+        b_set = (flag > 0.0).to(tl.int32)
         position = count + tl.cumsum(b_set, axis=0) - b_set
-        tl.store(p_list + line.to(tl.int64) * length + position, index, mask=b_set > 0)
+        tl.store(p_list + begin + position, index, mask=b_set > 0)
         count += tl.sum(b_set, axis=0)
-    tl.store(p_count + line, count)
+        b_near = (flag > 1.0).to(tl.int32)
+        position = near_count + tl.cumsum(b_near, axis=0) - b_near
+        tl.store(p_near + begin + position, index, mask=b_near > 0)
+        near_count += tl.sum(b_near, axis=0)
+    tl.store(p_count + 3 * line, tl.where(near_count > 0, 0, count))
+    tl.store(p_count + 3 * line + 1, tl.where(near_count > 0, count, 0))
+    tl.store(p_count + 3 * line + 2, near_count)
 
 
 @triton.jit
@@ -114,16 +131,19 @@ def _finish_features(
 
 @triton.jit(do_not_specialize=["splits", "first", "rows"])
 def features_kernel(
-    p_active, p_list, p_count, p_f, p_w, p_mean, p_own, p_sum, p_pull, p_pull_own, p_grad_f, p_part,
+    p_active, p_list, p_near, p_count,
+    p_f, p_w, p_mean, p_own, p_sum, p_pull, p_pull_own, p_grad_f, p_part,
     splits, first, rows, f_row, f_col, w_class, w_centre, w_col,
     C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, MP: tl.constexpr, TILES: tl.constexpr,
     MEAN: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr,
+    NEAR: tl.constexpr,
     BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, CT: tl.constexpr,
 ):  # fmt: skip
     """grad_f of a tile of rows [first, first + rows) and BD columns.
 
     A program that does not take the WHOLE of the row tile's open tiles takes its share of them, and
-    leaves a part [splits, rows, D] for `finish_features_kernel`.
+    leaves a part [splits, rows, D] for `finish_features_kernel`. With NEAR it writes over what was
+    left for a row tile with near pairs.
     """
     pid = tl.program_id(0)
     columns = tl.cdiv(D, BD)
@@ -132,7 +152,10 @@ def features_kernel(
     row_tile = pid // (splits * columns)
     local = row_tile.to(tl.int64) * BR + tl.arange(0, BR)
     inside = local < rows
-    count = tl.load(p_count + row_tile)
+    count = tl.load(p_count + 3 * row_tile + NEAR)
+    if NEAR:  # noqa: SIM102 (known when compiled)
+        if count == 0:
+            return
     b_acc = tl.zeros([BR, BD], CT)
     STEPS: tl.constexpr = BC // BS
     for n in tl.range(count * split // splits * STEPS, count * (split + 1) // splits * STEPS):
@@ -140,12 +163,22 @@ def features_kernel(
         k = tile * BC + n % STEPS * BS + tl.arange(0, BS)
         where = local[:, None] * (TILES * BC) + k[None, :]
         b_a = tl.load(p_active + where, mask=inside[:, None], other=0.0)  # [BR, BS]
+        if NEAR:
+            b_a = tl.maximum(b_a, 0.0)
         b_w = _prototypes_of(
             p_w, p_mean, k, d, w_class, w_centre, w_col, C, M, D, MP, BD, MEAN
         )  # fmt: skip
         if PARTS == 0:
             b_w = b_w.to(CT)
         b_acc = _add_product(b_a, b_w, b_acc, PARTS, PRECISION, CT)
+    if NEAR:
+        near_count = tl.load(p_count + 3 * row_tile + 2)
+        b_acc = add_near_prototypes(
+            b_acc, p_active + local * (TILES * BC), p_near + row_tile * TILES,
+            near_count * split // splits, near_count * (split + 1) // splits,
+            p_f, p_w, first.to(tl.int64) + local, inside, d,
+            f_row, f_col, w_class, w_centre, w_col, D, MP, BC,
+        )  # fmt: skip
     if WHOLE:
         _finish_features(
             b_acc, p_f, p_w, p_mean, p_own, p_sum, p_pull, p_pull_own, p_grad_f,
@@ -181,17 +214,18 @@ def finish_features_kernel(
 
 @triton.jit(do_not_specialize=["splits", "first", "rows", "row_tiles"])
 def prototypes_kernel(
-    p_active, p_list, p_count, p_f, p_w, p_mean, p_own, p_pull, p_part,
+    p_active, p_list, p_near, p_count, p_f, p_w, p_mean, p_own, p_pull, p_part,
     splits, first, rows, f_row, f_col, w_class, w_centre, w_col, row_tiles,
     C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, MP: tl.constexpr, TILES: tl.constexpr,
     MEAN: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr,
-    CT: tl.constexpr,
+    NEAR: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, CT: tl.constexpr,
 ):  # fmt: skip
     """What rows [first, first + rows) add to grad_w of a tile of classes and BD columns.
 
-    Split n writes part n of p_part [splits, TILES * BC, D], or with ADD adds to what an earlier
-    chunk of rows left there. The own class has no part in it: `finish_prototypes_kernel` adds that.
+    Split n writes part n of p_part [splits, TILES * BC, D], or with ADD adds to what is there: of
+    an earlier chunk of rows or, with NEAR, nothing of this one yet for a tile with near pairs. The
+    own class has no part in it: `finish_prototypes_kernel` adds that.
     """
     pid = tl.program_id(0)
     columns = tl.cdiv(D, BD)
@@ -199,7 +233,10 @@ def prototypes_kernel(
     d = (pid // splits) % columns * BD + tl.arange(0, BD)
     tile = pid // (splits * columns)
     k = tile * BC + tl.arange(0, BC)
-    count = tl.load(p_count + tile)
+    count = tl.load(p_count + 3 * tile + NEAR)
+    if NEAR:  # noqa: SIM102 (known when compiled)
+        if count == 0:
+            return
     b_acc = tl.zeros([BC, BD], CT)
     b_sum = tl.zeros([BC], CT)
     STEPS: tl.constexpr = BR // BS
@@ -213,6 +250,8 @@ def prototypes_kernel(
         where = local[None, :] * (TILES * BC) + k[:, None]
         b_a = tl.load(p_active + where, mask=inside[None, :], other=0.0)  # [BC, BS]
         # 0 stays 0 also where the pull of a row is not finite.
+        if NEAR:
+            b_a = tl.maximum(b_a, 0.0)
         b_e = tl.where(b_a == 0.0, 0.0, b_a * pull[None, :])
         b_f = _features_of(p_f, p_mean, row, counted, d, f_row, f_col, D, BD, MEAN)
         if PARTS == 0:
@@ -221,6 +260,13 @@ def prototypes_kernel(
         b_sum += tl.sum(b_e, axis=1)
     b_w = _prototypes_of(p_w, p_mean, k, d, w_class, w_centre, w_col, C, M, D, MP, BD, MEAN)
     b_acc -= b_sum[:, None] * b_w.to(CT)
+    if NEAR:
+        near_count = tl.load(p_count + 3 * tile + 2)
+        b_acc = add_near_rows(
+            b_acc, p_active, p_near + tile * row_tiles, near_count * split // splits,
+            near_count * (split + 1) // splits, p_f, p_w, p_pull, first, rows, k, d,
+            f_row, f_col, w_class, w_centre, w_col, C, M, D, MP, TILES * BC, BR,
+        )  # fmt: skip
     to = p_part + (split * (TILES * BC) + k).to(tl.int64)[:, None] * D + d[None, :]
     mask = (d < D)[None, :]
     if ADD:

@@ -118,19 +118,21 @@ def losses_kernel(
 ):  # fmt: skip
     """Losses and coefficients of rows [first, first + rows) from the sums of their tiles.
 
-    p_sums holds [tiles, 2, rows]: open hinges and their affinities. Of each row are left
-    (2 / sigma) m_i, m_i, the own coefficient and the sum of active affinities, and of each program
-    the sum of losses and the number of rows that count.
+    p_sums holds [tiles, 3, rows]: open hinges, their affinities, those of pairs that are not near.
+    Of each row are left (2 / sigma) m_i, m_i, the own coefficient and the third sum, and of each
+    program the sum of losses and the number of rows that count.
     """
     local = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     inside = local < rows
     row = first + local
     active = tl.zeros([BR], tl.float64)
     affinities = tl.zeros([BR], tl.float64)
+    far = tl.zeros([BR], tl.float64)
     for tile in tl.range(0, tiles):
-        where = p_sums + tile * 2 * rows + local  # fewer than 2^31 of them
+        where = p_sums + tile * 3 * rows + local  # fewer than 2^31 of them
         active += tl.load(where, mask=inside, other=0.0).to(tl.float64)
         affinities += tl.load(where + rows, mask=inside, other=0.0).to(tl.float64)
+        far += tl.load(where + 2 * rows, mask=inside, other=0.0).to(tl.float64)
     own = tl.load(p_own + row, mask=inside, other=-1.0).to(tl.int64)
     counted = own >= 0  # [BR]
     norm = tl.load(p_norm + row, mask=inside, other=0.0)
@@ -156,7 +158,7 @@ def losses_kernel(
     tl.store(p_weight + row, (2.0 / sigma * factor).to(CT), mask=inside)
     tl.store(p_factor + row, factor.to(CT), mask=inside)
     tl.store(p_c_own + row, c_own.to(CT), mask=inside)
-    tl.store(p_active + row, affinities.to(CT), mask=inside)
+    tl.store(p_active + row, far.to(CT), mask=inside)
     if ROWS:
         tl.store(p_loss + row, loss.to(CT), mask=inside)
     # Chunks begin at multiples of BR: the programs of all chunks together count the rows in BRs.
