@@ -93,6 +93,14 @@ def smoke(backend: str) -> bool:
     return fine
 
 
+def most_workers() -> int:
+    """GPU_WORKERS as a number; exits with a message where it is none."""
+    text = os.environ.get("GPU_WORKERS") or str(MOST_WORKERS)
+    if not text.isdigit() or int(text) == 0:
+        sys.exit(f"error: GPU_WORKERS={text!r} is no number of processes")
+    return int(text)
+
+
 def run_pytest(
     options: argparse.Namespace, log: Path, facts: dict, limit: list[str], deadline: float
 ) -> int:
@@ -115,7 +123,7 @@ def run_pytest(
     ]  # fmt: skip
     if packages["pytest_timeout"]:
         command += [f"--timeout={SECONDS_A_TEST}"]
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    workers = min(most_workers(), os.cpu_count() or 1)
     if packages["xdist"] and workers > 1:
         command += ["-n", str(workers), "--max-worker-restart=40"]
     if options.select:

@@ -109,12 +109,12 @@ class TestDryRun:
         before = hardware.FILE.read_text()
         chosen = ["--tests", "tests/gpu/test_determinism.py", "-k", "few and not 2051"]
         arguments = ["gpu/gates.py", "dry", *chosen]
-        first = start(tmp_path, *arguments)
+        first = start(tmp_path, *arguments, GPU_WORKERS="1")
         assert first.returncode == 0, first.stdout + first.stderr
         lines = (tmp_path / "gates-dry.jsonl").read_text().splitlines()
         passed = [x for x in map(json.loads, lines) if x.get("outcome") == "passed"]
         assert len(passed) > 8 and json.loads(lines[-1]) == {"finished": 0}
-        second = start(tmp_path, *arguments)
+        second = start(tmp_path, *arguments, GPU_WORKERS="1")
         assert second.returncode == 0 and f"{len(passed)} passed, 0 failed" in second.stdout
         lines = (tmp_path / "gates-dry.jsonl").read_text().splitlines()
         again = [x for x in map(json.loads, lines) if x.get("outcome") == "passed"]

@@ -142,10 +142,10 @@ def next_to_other_prototypes(sample: Sample, distance: float):
 
 @pytest.mark.usefixtures("small_tiles")
 class TestNearPairs:
-    @pytest.mark.parametrize("cache", [0, 1 << 22], ids=["again", "kept"])
     @pytest.mark.parametrize(
-        "centres,dtype,distance,width,splits",
-        [(1, F32, 3e-4, 1 / 24, 1), (3, F64, 3e-7, 1 / 6, 3)],
+        "centres,dtype,distance,width,splits,cache",
+        [(1, F32, 3e-4, 1 / 24, 1, 1 << 22), (3, F64, 3e-7, 1 / 6, 3, 0)],
+        ids=["kept", "again-in-parts"],
     )
     def test_every_kind_of_tile(self, centres, dtype, distance, width, splits, cache, monkeypatch):
         monkeypatch.setattr(config, "MANY_CACHE", cache)
