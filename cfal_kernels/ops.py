@@ -171,6 +171,16 @@ def _fake_forward(
     return loss, features.new_empty((numel,), dtype=dtype)
 
 
+def _gradients(
+    features: Tensor, prototypes: Tensor, need_features: bool, need_prototypes: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients as an operator returns them: empty where not asked for."""
+    return (
+        features.new_empty(features.shape if need_features else (0,)),
+        prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
+    )
+
+
 def _fake_backward(
     grad_loss: Tensor,
     saved: Tensor,
@@ -189,10 +199,7 @@ def _fake_backward(
     need_features: bool,
     need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        features.new_empty(features.shape if need_features else (0,)),
-        prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
-    )
+    return _gradients(features, prototypes, need_features, need_prototypes)
 
 
 def _fake_value_and_grad(
@@ -222,10 +229,7 @@ def _fake_distances_backward(
     need_features: bool,
     need_prototypes: bool,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        features.new_empty(features.shape if need_features else (0,)),
-        prototypes.new_empty(prototypes.shape if need_prototypes else (0,)),
-    )
+    return _gradients(features, prototypes, need_features, need_prototypes)
 
 
 unavailable = _load()
