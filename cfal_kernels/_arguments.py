@@ -178,6 +178,14 @@ def _same_device(features: Tensor, **others: Tensor) -> None:
             )
 
 
+def too_large(features: Tensor, prototypes: Tensor) -> ValueError:
+    """The error for sizes that the kernels refuse; an expanded view can have any."""
+    return ValueError(
+        f"features {list(features.shape)} and prototypes {list(prototypes.shape)} are too large: "
+        f"sizes must multiply to less than 2^56"
+    )
+
+
 def bad_target(target: Tensor, classes: int, ignore_index: int) -> ValueError | None:
     """The error for the first target that is neither a class nor `ignore_index`; reads the data."""
     # In int32 a large ignore_index would wrap.

@@ -122,11 +122,8 @@ def apply(
         if "cfal: target" in text:
             bad = _arguments.bad_target(target, prototypes.shape[0], parameters[6])
             raise (bad or error) from None
-        if "are too large" in text:  # an expanded view can have any size
-            raise ValueError(
-                f"features {list(features.shape)} and prototypes {list(prototypes.shape)} are too "
-                f"large: sizes must multiply to less than 2^56"
-            ) from None
+        if "are too large" in text:
+            raise _arguments.too_large(features, prototypes) from None
         if "functorch" in text or "forward mode AD" in text or "jvp" in text:
             raise RuntimeError(
                 "cfal_loss: the compiled kernels take part neither in torch.func transforms (grad, "

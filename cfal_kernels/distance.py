@@ -70,7 +70,12 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     classes, centres = (len(prototypes), 1) if prototypes.dim() == 2 else prototypes.shape[:2]
     f, w = features, prototypes.reshape(classes * centres, -1)
     if not ops.unavailable and f.device.type == w.device.type == "cpu":
-        q = CompiledSquared.apply(f, w)
+        try:
+            q = CompiledSquared.apply(f, w)
+        except RuntimeError as error:
+            if "are too large" in str(error):
+                raise _arguments.too_large(f, w) from None
+            raise
     else:
         dtype = compute_dtype(f, w)
         q = PairwiseSquared.apply(f.to(dtype), w.to(dtype))

@@ -97,7 +97,7 @@ def _numbers(name: str, values: Any, dtype: torch.dtype) -> Tensor:
         if not isinstance(values, Tensor):
             # Of plain numbers: an array may be read-only, or run backwards.
             plain = values.tolist() if hasattr(values, "tolist") else values
-            numbers = torch.tensor(plain, device="cpu")
+            numbers = torch.tensor(plain, dtype=torch.float64, device="cpu")
         if numbers.is_complex():
             raise TypeError("complex")
         return numbers.detach().to(dtype)

@@ -154,6 +154,38 @@ def test_transforms(way):
 
 
 @needs_kernels
+def test_many_prototypes_take_no_matrix_of_pairs():
+    f, w = torch.full((1, 1), 3.0), torch.zeros(120_000, 1, requires_grad=True)  # K^2: 57 GB
+    cfal.squared_distances(f, w).sum().backward()
+    assert (w.grad == -6.0).all()
+
+
+@needs_kernels
+def test_sizes_that_overflow():
+    f, w = torch.zeros(1, 1).expand(1 << 40, 1 << 22), torch.zeros(1, 1).expand(3, 1 << 22)
+    with pytest.raises(ValueError, match="are too large"):
+        cfal.squared_distances(f, w)
+
+
+@each_way
+def test_training_a_compiled_head(way):
+    torch._dynamo.reset()
+    head = cfal.PrototypeHead(6, 4, sigma=12.0)
+    y = torch.arange(9) % 4
+
+    def step(f):
+        return torch.nn.functional.cross_entropy(head(f), y)
+
+    f = torch.randn(9, 6, requires_grad=True)
+    expected = torch.autograd.grad(step(f), (f, head.prototypes))
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for got, grad in zip(
+        torch.autograd.grad(compiled(f), (f, head.prototypes)), expected, strict=True
+    ):
+        torch.testing.assert_close(got, grad)
+
+
+@needs_kernels
 def test_opcheck():
     f, w, g = make(6, 9, 1, 5, F32)
     arguments = (f.requires_grad_(), w[:, 0].requires_grad_())

@@ -108,3 +108,8 @@ def test_arrays_of_any_layout():
 def test_complex_numbers_are_none():
     with pytest.raises(TypeError, match=r"class_counts must be numbers \[C\], got list"):
         cfal.class_balanced_weights([1j, 2, 3], 0.9)
+
+
+def test_floats_keep_their_digits():
+    weights = cfal.class_balanced_weights(np.array([1e39, 1.0]), 0.5)
+    assert weights.tolist() == pytest.approx([2 / 3, 4 / 3])

@@ -5,7 +5,7 @@ nearest centre is within the product's error is decided by direct differences in
 (docs/maths.md, "Distances by matrix products"). Forward and backward run this one kernel, with the
 same tiles, so that they agree on every hinge.
 
-A pair with q <= (|f|^2 + |w|^2) / 64, norms as the products have them, is near: the backward takes
+A pair with q < (|f|^2 + |w|^2) / 64, norms as the products have them, is near: the backward takes
 it by its difference (`many_near`). Its affinity is stored with a minus.
 
 Shapes: BR rows, BC padded prototypes of CLASSES = BC / MP classes, BD features of a step.
@@ -145,13 +145,13 @@ def affinities_kernel(
     # From here on one number an entry: the affinity of an open hinge, with its minus where the pair
     # is near, -2 in doubt, -3 closed.
     b_a = tl.where(b_closed, -3.0, tl.where(b_open, b_a, -2.0))
-    # Near, solved for a: at least exp(-(|f|^2 + |w|^2) / (64 sigma)), for the longest w of a class.
+    # Near, solved for a: above exp(-(|f|^2 + |w|^2) / (64 sigma)), for the longest w of a class.
     near_rate = (-1.0 / sigma).to(CT) * NEAR
     w_share = tl.exp(near_rate * w_norm)
     if M > 1:
         w_share = tl.min(tl.reshape(w_share, [CLASSES, MP]), axis=1)
     b_from = tl.exp(near_rate * f_norm)[:, None] * w_share[None, :]
-    b_a = tl.where(b_a >= b_from, -b_a, b_a)
+    b_a = tl.where(b_a > b_from, -b_a, b_a)
     unsure_row = tl.max((b_a == -2.0).to(tl.int32), axis=1)  # [BR]
     # (A loop whose bound were the number of rows would be plainer: triton 3.6 fails to lay that
     # reduction of the products out for sm_100.)
@@ -174,7 +174,7 @@ def affinities_kernel(
             a = tl.exp(-q / sigma)
             h = tl.sum(tl.where(i == r, slack, 0.0), axis=0) + a
             # A hinge of 0 but for the rounding of float64 is closed, as one of 0 is.
-            a = tl.where(h > 1e-13 * (a + 0.05), tl.where(q <= NEAR * norms, -a, a), -3.0)
+            a = tl.where(h > 1e-13 * (a + 0.05), tl.where(q < NEAR * norms, -a, a), -3.0)
             b_settled = (b_a == -2.0) & (i == r)[:, None]
             b_a = tl.where(b_settled, a.to(CT)[None, :], b_a)
             if M > 1:

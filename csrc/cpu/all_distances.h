@@ -10,13 +10,13 @@
 namespace cfal {
 namespace CFAL_ISA {
 
-template <class T>
-void all_distances(const Problem& p, const Runtime& runtime, T* out) {
+template <class T, bool kPanels>
+void all_distances_to(const Problem& p, PrototypeView<T, kPanels> w, const Runtime& runtime,
+                      T* out) {
   // Prototypes that stay in a thread's part of the L2 cache while a block of rows passes.
   constexpr int64_t kRows = 32, kBytes = 128 * 1024;
   const int64_t K = p.K(), D = p.D, fit = kBytes / static_cast<int64_t>(sizeof(T)) / D,
                 group = fit < 12 ? 12 : (fit < K ? fit : K);
-  const PrototypePanels<T> prototypes(p);
   const int64_t blocks = (p.B + kRows - 1) / kRows;
   parallel(runtime, blocks, kRows * K * (D + 8), [&](int64_t begin, int64_t end) {
     FeatureRows<T> features(p, kRows, D);
@@ -26,13 +26,24 @@ void all_distances(const Problem& p, const Runtime& runtime, T* out) {
       const int64_t first = block * kRows, rows = p.B - first < kRows ? p.B - first : kRows;
       const T* const f = features.rows(first, rows, 0, D);
       for (int64_t k = 0; k < K; k += group)
-        squared_distances(f, features.ld(), rows, prototypes.rows().from(k),
-                          K - k < group ? K - k : group, D, view.from(0, k));
+        squared_distances(f, features.ld(), rows, w.from(k), K - k < group ? K - k : group, D,
+                          view.from(0, k));
       for (int64_t r = 0; r < rows; ++r)
-        repair_distances(f + r * features.ld(), prototypes.rows(), K, D, view.from(r, 0));
+        repair_distances(f + r * features.ld(), w, K, D, view.from(r, 0));
       for (int64_t i = 0; i < rows * K; ++i) out[first * K + i] = static_cast<T>(q[i]);
     }
   });
+}
+
+template <class T>
+void all_distances(const Problem& p, const Runtime& runtime, T* out) {
+  constexpr int64_t kLeastRows = 8;  // that are worth a copy of the prototypes
+  if (p.B >= kLeastRows) {
+    const PrototypePanels<T> panels(p);
+    return all_distances_to(p, panels.rows(), runtime, out);
+  }
+  const PrototypeRows<T> rows(p);
+  all_distances_to(p, MatrixRows<T>{rows.get(), p.D}, runtime, out);
 }
 
 // g [B, K] of any stride; null: not asked for.

@@ -196,7 +196,7 @@ class FewGradients {
     const int64_t K = p_.K(), groups = (K + kPullRows - 1) / kPullRows;
     // The diversity term pulls prototypes towards each other as the loss pulls rows: sum_k E_jk
     // (w_j - w_k) is the gradient of a row w_j with coefficients -E_jk.
-    Scratch<T> e(groups * K * kPullRows);
+    Scratch<T> e(p_.has_diversity() ? groups * K * kPullRows : 0);
     for (int64_t j = 0; j < K && p_.has_diversity(); ++j)
       for (int64_t k = 0; k < K; ++k)
         e[j / kPullRows * K * kPullRows + k * kPullRows + j % kPullRows] =

@@ -228,8 +228,9 @@ class ManyRows {
   void mark_near(RowAtHand& row, G f_norm, const G* w_norm, int64_t n, double far_before,
                  T* active) {
     const double rate = -kNearShare / p_.sigma;
-    // q <= (|f|^2 + |w|^2) / 64 where a >= exp(-(|f|^2 + |w|^2) / (64 sigma)).
-    if (row.largest < affinity(kNearShare * (f_norm + geometry_.largest_product_norm()), p_.sigma))
+    // q < (|f|^2 + |w|^2) / 64 where a > exp(-(|f|^2 + |w|^2) / (64 sigma)). Where sigma is so
+    // large that both are 1, no pair stands out of its row's sum.
+    if (row.largest <= affinity(kNearShare * (f_norm + geometry_.largest_product_norm()), p_.sigma))
       return;
     row.affinity_sum = far_before;
     for (int64_t k = 0; k < n; k += kLanes<G>) {
@@ -239,7 +240,7 @@ class ManyRows {
                    least = exp_nonpositive<G>(norms * static_cast<G>(rate));
       for (int64_t l = 0; l < lanes; ++l) {
         T& a = active[k + l];
-        if (a > T{0} && static_cast<G>(a) >= least[l]) {
+        if (a > T{0} && static_cast<G>(a) > least[l]) {
           a = -a;
           row.near = true;
         } else {
