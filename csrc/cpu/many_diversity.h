@@ -46,17 +46,23 @@ class ManyDiversity {
   }
 
   // Tasks of the closed form, for a parallel region; none by pairs.
-  int64_t moment_tasks() const { return layout_.by_pairs() ? 0 : (D_ + kColumns - 1) / kColumns; }
+  int64_t moment_tasks() const { return layout_.by_pairs() ? 0 : (D_ + kStrip - 1) / kStrip; }
 
-  // What columns of N add to |N|_F^2, the most in task 0; matrix (N) is written unless null.
+  // What rows of N add to |N|_F^2, the most in task 0; matrix (N) is written unless null.
   double moment_task(int64_t task, T* matrix) const {
-    const int64_t first = task * kColumns, n = D_ - first < kColumns ? D_ - first : kColumns;
-    Scratch<T> columns((D_ - first) * n), centred(raw() ? 0 : centred_rows() * D_);
-    moment_columns(norm_sum(), first, n, first, centred.get(), columns.get());
-    if (matrix != nullptr) store_symmetric(columns.get(), first, n, matrix);
-    // N is symmetric: what lies below the diagonal block counts twice.
-    return squared_norm(columns.get(), n * n) +
-           2.0 * squared_norm(columns.get() + n * n, (D_ - first - n) * n);
+    const int64_t first = task * kStrip, n = D_ - first < kStrip ? D_ - first : kStrip;
+    Scratch<T> strip(matrix ? 0 : n * (D_ - first)), centred(raw() ? 0 : centred_rows() * D_);
+    T* const rows = matrix ? matrix + first * D_ + first : strip.get();
+    const int64_t ld = matrix ? D_ : D_ - first;
+    moment_rows(first, n, first, centred.get(), rows, ld);
+    if (matrix != nullptr) mirror(first, n, matrix);
+    // N is symmetric: what lies right of the diagonal block counts twice.
+    double square = 0.0, right = 0.0;
+    for (int64_t r = 0; r < n; ++r) {
+      square += squared_norm(rows + r * ld, n);
+      right += squared_norm(rows + r * ld + n, D_ - first - n);
+    }
+    return square + 2.0 * right;
   }
 
   // R and mu of the closed form, from all tasks.
@@ -110,9 +116,8 @@ class ManyDiversity {
   static constexpr int64_t kRows = 256;  // prototypes of one task
 
  private:
-  static constexpr int64_t kColumns =
-      64;  // of N of one task: narrow, since the diagonal is in twice
-  static constexpr int64_t kStrip = 128;  // of N at a time where it was not kept
+  static constexpr int64_t kStrip = 64;  // rows of N of one task: few, as the diagonal is in twice
+  static constexpr int64_t kWideStrip = 128;  // at a time where N was not kept
 
   // Products of the prototypes as they are, the mean taken out of the result: at most one bit is
   // lost where the mean holds less than half of the squared norms. Otherwise the prototypes are
@@ -188,46 +193,50 @@ class ManyDiversity {
     return S * (static_cast<double>(K_ - 1 - D_) / (static_cast<double>(D_) * (K_ - 1)));
   }
 
-  // Columns [first, first + n) of N from row `first` on, into both triangles of matrix.
-  void store_symmetric(const T* columns, int64_t first, int64_t n, T* matrix) const {
-    constexpr int64_t kPatch = 16;  // transposed in patches that stay in cache
-    for (int64_t d0 = first; d0 < D_; d0 += kPatch)
-      for (int64_t e0 = 0; e0 < n; e0 += kPatch)
-        for (int64_t d = d0; d < d0 + kPatch && d < D_; ++d)
-          for (int64_t e = e0; e < e0 + kPatch && e < n; ++e) {
-            const T x = columns[(d - first) * n + e];
-            matrix[d * D_ + first + e] = x;
-            matrix[(first + e) * D_ + d] = x;
-          }
+  // N below a diagonal block of n from what is right of it, in patches that stay in cache.
+  void mirror(int64_t first, int64_t n, T* matrix) const {
+    constexpr int64_t kPatch = 16;
+    T patch[kPatch * kPatch];
+    for (int64_t r0 = first; r0 < first + n; r0 += kPatch)
+      for (int64_t d0 = first + n; d0 < D_; d0 += kPatch) {
+        const int64_t rows = first + n - r0 < kPatch ? first + n - r0 : kPatch,
+                      columns = D_ - d0 < kPatch ? D_ - d0 : kPatch;
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t d = 0; d < columns; ++d)
+            patch[d * kPatch + r] = matrix[(r0 + r) * D_ + d0 + d];
+        for (int64_t d = 0; d < columns; ++d)
+          for (int64_t r = 0; r < rows; ++r) matrix[(d0 + d) * D_ + r0 + r] = patch[d * kPatch + r];
+      }
   }
 
-  // out [D - row, n] = N[row.., first .. first + n), row <= first; centred is scratch for
-  // centred_rows() prototypes.
-  void moment_columns(double S, int64_t first, int64_t n, int64_t row, T* centred, T* out) const {
+  // out [n, D - column] at stride ld = N[first .. first + n, column..], column <= first; centred is
+  // scratch for centred_rows() prototypes.
+  void moment_rows(int64_t first, int64_t n, int64_t column, T* centred, T* out, int64_t ld) const {
+    const int64_t columns = D_ - column;
     if (raw()) {  // W^T W - K mean mean^T
       const T* const w = geometry_.prototypes.get();
-      gemm(runtime_, true, false, D_ - row, n, K_, 1.0, w + row, D_, w + first, D_, 0.0, out, n);
-      for (int64_t d = row; d < D_; ++d) {
-        const T shift = static_cast<T>(static_cast<double>(K_) * geometry_.mean[d]);
-        for (int64_t e = 0; e < n; ++e)
-          out[(d - row) * n + e] -= shift * geometry_.rounded_mean[first + e];
+      gemm(runtime_, true, false, n, columns, K_, 1.0, w + first, D_, w + column, D_, 0.0, out, ld);
+      const T* const mean = geometry_.rounded_mean.get() + column;
+      for (int64_t r = 0; r < n; ++r) {
+        const T shift = static_cast<T>(static_cast<double>(K_) * geometry_.mean[first + r]);
+        for (int64_t d = 0; d < columns; ++d) out[r * ld + d] -= shift * mean[d];
       }
     } else {
       for (int64_t k = 0; k < K_; k += centred_rows()) {
         const int64_t rows = K_ - k < centred_rows() ? K_ - k : centred_rows();
         geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred);
-        gemm(runtime_, true, false, D_ - row, n, rows, 1.0, centred + row, D_, centred + first, D_,
-             k > 0 ? 1.0 : 0.0, out, n);
+        gemm(runtime_, true, false, n, columns, rows, 1.0, centred + first, D_, centred + column,
+             D_, k > 0 ? 1.0 : 0.0, out, ld);
       }
     }
-    for (int64_t e = 0; e < n; ++e) {
-      T& diagonal = out[(first + e - row) * n + e];
-      diagonal = static_cast<T>(diagonal - S / static_cast<double>(D_));
+    for (int64_t r = 0; r < n; ++r) {
+      T& diagonal = out[r * ld + first + r - column];
+      diagonal = static_cast<T>(diagonal - norm_sum() / static_cast<double>(D_));
     }
   }
 
-  // Rows [k, k + rows), columns [first, first + n) of the gradient by moments; N [D, n]. grad: from
-  // the first of the rows and columns on, at stride D.
+  // Rows [k, k + rows), columns [first, first + n) of the gradient by moments; N [n, D]: its rows
+  // from `first` on. grad: from the first of the rows and columns on, at stride D.
   void add_moments(double slope, const T* N, int64_t k, int64_t rows, int64_t first, int64_t n,
                    const T* shift, T* grad) const {
     const double scale = slope * 4.0 / pair_count(), S = norm_sum();
@@ -237,27 +246,27 @@ class ManyDiversity {
       geometry_.centre(w, D_, rows, centred.get());
       w = centred.get();
     }
-    gemm(runtime_, false, false, rows, n, D_, 2.0 * scale, w, D_, N, n, 1.0, grad, D_);
+    gemm(runtime_, false, true, rows, n, D_, 2.0 * scale, w, D_, N, D_, 1.0, grad, D_);
     for (int64_t r = 0; r < rows; ++r)
       add_own_moment(scale, S, k + r, w + r * D_ + first, first, n, shift, grad + r * D_);
   }
 
-  // The same for all of the gradient, a few columns of N at a time.
+  // The same for all of the gradient, a few rows of N at a time.
   void add_moments_by_columns(double slope, const double* weighted, T* grad) const {
-    Scratch<T> columns(D_ * kStrip), shift(kStrip);
-    for (int64_t first = 0; first < D_; first += kStrip) {
-      const int64_t n = D_ - first < kStrip ? D_ - first : kStrip;
+    Scratch<T> strip(kWideStrip * D_), shift(kWideStrip);
+    for (int64_t first = 0; first < D_; first += kWideStrip) {
+      const int64_t n = D_ - first < kWideStrip ? D_ - first : kWideStrip;
       parallel_products(runtime_, 1, [&](TaskQueue& queue) {
         int64_t only;
         if (!queue.take(only)) return;
         Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
-        moment_columns(norm_sum(), first, n, 0, centred.get(), columns.get());
+        moment_rows(first, n, 0, centred.get(), strip.get(), D_);
       });
-      form_shift(weighted, columns.get(), first, n, shift.get());
+      form_shift(weighted, strip.get(), first, n, shift.get());
       parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](TaskQueue& queue) {
         for (int64_t task; queue.take(task);) {
           const int64_t k = task * kRows, rows = K_ - k < kRows ? K_ - k : kRows;
-          add_moments(slope, columns.get(), k, rows, first, n, shift.get(), grad + k * D_ + first);
+          add_moments(slope, strip.get(), k, rows, first, n, shift.get(), grad + k * D_ + first);
         }
       });
     }
@@ -271,7 +280,7 @@ class ManyDiversity {
       parallel_products(runtime_, 1, [&](TaskQueue& queue) {
         int64_t only;
         if (!queue.take(only)) return;
-        gemm(runtime_, false, false, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, n, 1.0,
+        gemm(runtime_, false, true, 1, n, D_, 2.0, geometry_.rounded_mean.get(), D_, N, D_, 1.0,
              shift, n);
       });
   }
