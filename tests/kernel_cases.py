@@ -65,6 +65,8 @@ CASES = {
     "many-cut-blocks-off-origin": Case(MANY, Sample(1300, 600, dim=70, offset=30.0)),
     "many-cut-blocks-near": Case(MANY, Sample(1300, 600, dim=37, distance=0.05)),
     "many-cut-blocks-half": Case(MANY, Sample(1300, 600, dim=37), torch.float16),
+    "many-moments-strips": Case(MANY, Sample(140, 300, dim=130)),
+    "many-moments-far-off-origin": Case(MANY, Sample(20, 130, dim=128, offset=1e4), F64),
     "many-moments-centred": Case(MANY, Sample(140, 300, dim=130, offset=2.0)),
     "many-rows-recomputed": Case(MANY, Sample(2100, 2100, dim=6)),
     "many-near-rows-recomputed": Case(MANY, Sample(2100, 2100, dim=16, distance=0.05)),

@@ -52,6 +52,12 @@ def test_bitwise_equal_over_runs_and_threads(name, threads):
         assert same_bits(case.run(), first), f"run {run}, {torch.get_num_threads()} threads"
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_loss_has_the_same_bits_without_gradients(name):
+    loss, *_, alone = CASES[name].run()
+    assert same_bits([loss], [alone])
+
+
 @pytest.mark.parametrize("name", ["few", "many-moments", "many-rows-recomputed"])
 def test_repeated_backward_is_bitwise_equal(name, threads):
     f, w, y, upstream, keywords = CASES[name].inputs()

@@ -50,12 +50,14 @@ class ManyDiversity {
 
   // What rows of N add to |N|_F^2, the most in task 0; matrix (N) is written unless null.
   double moment_task(int64_t task, T* matrix) const {
-    const int64_t first = task * kStrip, n = D_ - first < kStrip ? D_ - first : kStrip;
-    Scratch<T> strip(matrix ? 0 : n * (D_ - first)), centred(raw() ? 0 : centred_rows() * D_);
-    T* const rows = matrix ? matrix + first * D_ + first : strip.get();
-    const int64_t ld = matrix ? D_ : D_ - first;
+    const int64_t first = task * kStrip, n = D_ - first < kStrip ? D_ - first : kStrip,
+                  ld = D_ - first;
+    // Not in place: a product may round by where its result lies, and the loss must not depend on
+    // whether the matrix is kept.
+    Scratch<T> strip(n * ld), centred(raw() ? 0 : centred_rows() * D_);
+    T* const rows = strip.get();
     moment_rows(first, n, first, centred.get(), rows, ld);
-    if (matrix != nullptr) mirror(first, n, matrix);
+    if (matrix != nullptr) store_symmetric(rows, first, n, matrix);
     // N is symmetric: what lies right of the diagonal block counts twice.
     double square = 0.0, right = 0.0;
     for (int64_t r = 0; r < n; ++r) {
@@ -193,19 +195,24 @@ class ManyDiversity {
     return S * (static_cast<double>(K_ - 1 - D_) / (static_cast<double>(D_) * (K_ - 1)));
   }
 
-  // N below a diagonal block of n from what is right of it, in patches that stay in cache.
-  void mirror(int64_t first, int64_t n, T* matrix) const {
-    constexpr int64_t kPatch = 16;
+  // strip [n, D - first], N from its diagonal block on, into both triangles of matrix.
+  void store_symmetric(const T* strip, int64_t first, int64_t n, T* matrix) const {
+    const int64_t ld = D_ - first;
+    for (int64_t r = 0; r < n; ++r)
+      __builtin_memcpy(matrix + (first + r) * D_ + first, strip + r * ld,
+                       static_cast<size_t>(ld) * sizeof(T));
+    constexpr int64_t kPatch = 16;  // transposed in patches that stay in the L1 cache
     T patch[kPatch * kPatch];
-    for (int64_t r0 = first; r0 < first + n; r0 += kPatch)
-      for (int64_t d0 = first + n; d0 < D_; d0 += kPatch) {
-        const int64_t rows = first + n - r0 < kPatch ? first + n - r0 : kPatch,
-                      columns = D_ - d0 < kPatch ? D_ - d0 : kPatch;
+    for (int64_t r0 = 0; r0 < n; r0 += kPatch)
+      for (int64_t d0 = n; d0 < ld; d0 += kPatch) {
+        const int64_t rows = n - r0 < kPatch ? n - r0 : kPatch,
+                      columns = ld - d0 < kPatch ? ld - d0 : kPatch;
         for (int64_t r = 0; r < rows; ++r)
           for (int64_t d = 0; d < columns; ++d)
-            patch[d * kPatch + r] = matrix[(r0 + r) * D_ + d0 + d];
+            patch[d * kPatch + r] = strip[(r0 + r) * ld + d0 + d];
         for (int64_t d = 0; d < columns; ++d)
-          for (int64_t r = 0; r < rows; ++r) matrix[(d0 + d) * D_ + r0 + r] = patch[d * kPatch + r];
+          __builtin_memcpy(matrix + (first + d0 + d) * D_ + first + r0, patch + d * kPatch,
+                           static_cast<size_t>(rows) * sizeof(T));
       }
   }
 
@@ -273,7 +280,7 @@ class ManyDiversity {
   }
 
   // shift [n] = sum_k e_k w_k, and what raw products leave of the mean, N (w_j - mean) = N w_j - N
-  // mean: one vector for all prototypes.
+  // mean: one vector for all prototypes. N [n, D], as above.
   void form_shift(const double* weighted, const T* N, int64_t first, int64_t n, T* shift) const {
     for (int64_t e = 0; e < n; ++e) shift[e] = static_cast<T>(weighted[first + e]);
     if (raw())
