@@ -56,7 +56,7 @@ class ManyDiversity {
     // whether the matrix is kept.
     Scratch<T> strip(n * ld), centred(raw() ? 0 : centred_rows() * D_);
     T* const rows = strip.get();
-    moment_rows(first, n, first, centred.get(), rows, ld);
+    moment_rows(first, n, first, centred.get(), rows);
     if (matrix != nullptr) store_symmetric(rows, first, n, matrix);
     // N is symmetric: what lies right of the diagonal block counts twice.
     double square = 0.0, right = 0.0;
@@ -216,28 +216,29 @@ class ManyDiversity {
       }
   }
 
-  // out [n, D - column] at stride ld = N[first .. first + n, column..], column <= first; centred is
-  // scratch for centred_rows() prototypes.
-  void moment_rows(int64_t first, int64_t n, int64_t column, T* centred, T* out, int64_t ld) const {
+  // out [n, D - column] = N[first .. first + n, column..], column <= first; centred is scratch for
+  // centred_rows() prototypes.
+  void moment_rows(int64_t first, int64_t n, int64_t column, T* centred, T* out) const {
     const int64_t columns = D_ - column;
     if (raw()) {  // W^T W - K mean mean^T
       const T* const w = geometry_.prototypes.get();
-      gemm(runtime_, true, false, n, columns, K_, 1.0, w + first, D_, w + column, D_, 0.0, out, ld);
+      gemm(runtime_, true, false, n, columns, K_, 1.0, w + first, D_, w + column, D_, 0.0, out,
+           columns);
       const T* const mean = geometry_.rounded_mean.get() + column;
       for (int64_t r = 0; r < n; ++r) {
         const T shift = static_cast<T>(static_cast<double>(K_) * geometry_.mean[first + r]);
-        for (int64_t d = 0; d < columns; ++d) out[r * ld + d] -= shift * mean[d];
+        for (int64_t d = 0; d < columns; ++d) out[r * columns + d] -= shift * mean[d];
       }
     } else {
       for (int64_t k = 0; k < K_; k += centred_rows()) {
         const int64_t rows = K_ - k < centred_rows() ? K_ - k : centred_rows();
         geometry_.centre(geometry_.prototypes.row(k), D_, rows, centred);
         gemm(runtime_, true, false, n, columns, rows, 1.0, centred + first, D_, centred + column,
-             D_, k > 0 ? 1.0 : 0.0, out, ld);
+             D_, k > 0 ? 1.0 : 0.0, out, columns);
       }
     }
     for (int64_t r = 0; r < n; ++r) {
-      T& diagonal = out[r * ld + first + r - column];
+      T& diagonal = out[r * columns + first + r - column];
       diagonal = static_cast<T>(diagonal - norm_sum() / static_cast<double>(D_));
     }
   }
@@ -267,7 +268,7 @@ class ManyDiversity {
         int64_t only;
         if (!queue.take(only)) return;
         Scratch<T> centred(raw() ? 0 : centred_rows() * D_);
-        moment_rows(first, n, 0, centred.get(), strip.get(), D_);
+        moment_rows(first, n, 0, centred.get(), strip.get());
       });
       form_shift(weighted, strip.get(), first, n, shift.get());
       parallel_products(runtime_, (K_ + kRows - 1) / kRows, [&](TaskQueue& queue) {
